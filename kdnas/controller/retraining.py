@@ -26,15 +26,16 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.promotion import lifted
+from kdnas.core.route import RouteInputs, Scored, chain_before
 from kdnas.core.words import counted
-from kdnas.errors import TrialError
+from kdnas.errors import ConfigError, TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.faults import reach
 from kdnas.record.front import comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
 from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
-from kdnas.workshop.jobs import Job, LargerStudent, control_job, final_job, measure_job
+from kdnas.workshop.jobs import Before, Job, LargerStudent, Way, control_job, final_job, measure_job
 
 Pending = tuple[TrialRecord, int]
 """A finalist, and the seed of a retraining that it still needs."""
@@ -103,7 +104,7 @@ class Retraining:
         self.did_something = True
         limit_s = self._config.time_limit_s(self._config.final_fidelity)
         waiting = deque(pending)
-        nest = self._nest(pending, chosen)
+        nest, ways = self._nest(pending, chosen), self._ways(pending, chosen)
         jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
 
         def begin() -> bool:
@@ -113,7 +114,8 @@ class Retraining:
             waiting.remove(ready)
             trial, seed = ready
             larger = None if nest is None else nest.larger(trial, seed)
-            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed, larger)
+            way = ways.get(student_key(trial.arch, trial.tuned))
+            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed, larger, way)
             started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
             jobs[started.key] = (trial, seed, job)
             executor.submit(started.key, job, time_limit_s=limit_s)
@@ -141,6 +143,37 @@ class Retraining:
         those = f"{held} of {counted(len(chosen), 'student')} {'is' if held == 1 else 'are'} cut out of a larger one"
         self._observe(Note(f"{those}, the rest out of the teacher"))
         return nest
+
+    def _ways(self, pending: list[Pending], chosen: tuple[TrialRecord, ...]) -> dict[str, Way]:
+        """Return by whom each student is taught, by `student_key`; none of a direct route.
+
+        Assistants are of the finalists: by their scores in the search, and their MACs.
+        """
+        route, run = self._config.final.route, self._opened.run
+        if route == "direct" or run.teacher is None:
+            return {}
+        students = {trial.arch.arch_id: trial for trial in (*(trial for trial, _ in pending), *chosen)}
+        scored = {name: Scored(name, t.values[run.score.name], round(t.values["macs"])) for name, t in students.items()}
+        ways = {}
+        for trial in students.values():
+            name = trial.arch.arch_id
+            inputs = RouteInputs(
+                epochs=self._config.final_fidelity.epochs,
+                student=scored[name],
+                teacher_score=run.teacher.score,
+                teacher_macs=run.teacher.values.get("macs"),
+                largest_macs=None,
+                front=tuple(other for place, other in scored.items() if place != name),
+                score=run.score,
+            )
+            try:
+                chain, left = chain_before(route, inputs)
+            except ConfigError as error:
+                self._observe(Note(f"student {name} is trained directly: {error}"))
+                chain, left = (), inputs.epochs
+            before = tuple(Before(students[each.network.arch_id].arch, each.epochs) for each in chain)
+            ways[student_key(trial.arch, trial.tuned)] = Way(route, before, left)
+        return ways
 
     @property
     def length_is_open(self) -> bool:
@@ -212,37 +245,40 @@ class Retraining:
             raise TrialError(ended[0].failure or "no reason was given")
         return result
 
-    def uncontrolled(self) -> TrialRecord | None:
-        """Return the picked student, where the study wants it trained on labels alone too and it is not yet."""
-        run = self._opened.snapshot()
-        if (
-            not self._config.final.control
-            or not run.trains
-            or not any(t.weight for t in run.config.distillation.losses)
-        ):
-            return None
-        picked = picked_or_recommended(run)
-        if picked is None or not picked.trial.repeats:
-            return None
-        known = {control.number for control in run.controls}
-        return None if picked.trial.number in known else picked.trial
+    def uncontrolled(self) -> list[tuple[TrialRecord, bool]]:
+        """Return the picked student, where the study wants it trained on labels alone too and it is not yet.
 
-    def control(self, executor: Executor[Job, Result], trial: TrialRecord) -> None:
-        """Train the student of `trial` on labels alone; a failure is recorded, and not tried again."""
+        And with True where it wants it trained directly too.
+        """
+        run, final = self._opened.snapshot(), self._config.final
+        distils = run.trains and any(term.weight for term in run.config.distillation.losses)
+        wanted = [direct for direct, asked in ((False, final.control), (True, final.compare_direct)) if asked]
+        picked = picked_or_recommended(run) if distils and wanted else None
+        if picked is None or not picked.trial.repeats:
+            return []
+        known = {(control.number, control.direct) for control in run.controls}
+        return [(picked.trial, direct) for direct in wanted if (picked.trial.number, direct) not in known]
+
+    def control(self, executor: Executor[Job, Result], trial: TrialRecord, direct: bool) -> None:
+        """Train the student of `trial` on labels alone, or directly; a failure is recorded, and not tried again."""
         self.did_something = True
-        student = f"student {trial.arch.arch_id}"
-        self._observe(Note(f"training {student} once on labels alone, to measure what distillation adds"))
-        job = control_job(self._config, trial.number, trial.arch, trial.tuned, self._larger_of_first(trial))
+        student, how = f"student {trial.arch.arch_id}", "directly" if direct else "on labels alone"
+        adds = f"the route {self._config.final.route}" if direct else "distillation"
+        self._observe(Note(f"training {student} once {how}, to measure what {adds} adds"))
+        make = final_job if direct else control_job
+        job = make(self._config, trial.number, trial.arch, trial.tuned, 0, self._larger_of_first(trial))
+        job = dataclasses.replace(job, checkpoint=None)
+        fidelity = self._config.final_fidelity
         try:
             result = self._alone(executor, "control", job, self._config)
         except TrialError as error:
-            self._record.add_control(Control(trial.number, None, None, job.fidelity, failure=str(error)))
-            self._observe(Note(f"{student} could not be trained on labels alone: {error}"))
+            self._record.add_control(Control(trial.number, None, None, fidelity, failure=str(error), direct=direct))
+            self._observe(Note(f"{student} could not be trained {how}: {error}"))
             return
         score = self._opened.run.score
         value = result.values[score.name]
-        self._record.add_control(Control(trial.number, value, result.test, job.fidelity, result.train_seconds))
-        self._observe(Note(f"{student} on labels alone: {score.name} {score.shown(value)}"))
+        self._record.add_control(Control(trial.number, value, result.test, fidelity, result.train_seconds, "", direct))
+        self._observe(Note(f"{student} {how}: {score.name} {score.shown(value)}"))
 
     def _larger_of_first(self, trial: TrialRecord) -> LargerStudent | None:
         """Return the student that the first retraining of `trial` was cut out of, where it was cut out of one."""

@@ -124,8 +124,8 @@ class Search:
             self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
                 self._retraining.run(crew(), pending, chosen)
-            if (student := self._retraining.uncontrolled()) is not None:
-                self._retraining.control(crew(), student)
+            for student, direct in self._retraining.uncontrolled():
+                self._retraining.control(crew(), student, direct)
         except BaseException as error:
             with contextlib.suppress(RunFolderError):  # `error` reports a record that cannot be written
                 self._drop(f"interrupted: {error}" if str(error) else f"interrupted: {type(error).__name__}")

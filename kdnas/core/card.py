@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from kdnas.core.fidelity import Start
+from kdnas.core.route import Route
 
 Begun = Literal[Start, "plan"]
 
@@ -42,6 +43,8 @@ class WeightsRecord:
     """The arch id of the larger trained student that they were cut from; None: of none."""
     cut_from_trial: int | None = None
     """Its trial, of a student of a search."""
+    route: Route = "direct"
+    """By whom it was taught: its teacher, or what was trained before it on a part of its budget."""
 
 
 @dataclass(frozen=True)

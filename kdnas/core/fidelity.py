@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from kdnas.core.route import ROUTES, Route
+
 SearchStart = Literal["random", "inherited", "supernet"]
 """Where a student's weights come from: drawn, cut from its teacher, or cut from the run's supernet."""
 Start = Literal[SearchStart, "nested"]
@@ -13,6 +15,7 @@ Start = Literal[SearchStart, "nested"]
 STARTS: tuple[Start, ...] = get_args(Start)
 _EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
 """The values of `weights` in records of earlier versions."""
+_ROUTES: Mapping[str, str] = {"assistants": "by assistants", "born_again": "born again"}
 _WORDS = {"inherited": "inherited weights", "supernet": "shared weights", "nested": "larger students' weights"}
 
 
@@ -22,13 +25,14 @@ class Fidelity:
 
     `resolution_fraction`, in (0, 1], is the share of the samples' size (height and width, or tokens) that the student
     was trained and scored at. `epochs` are those that the student itself was trained: 0 where it was scored as it was
-    cut out.
+    cut out. By another `route` than `direct` they are the budget, of which the student has a part.
     """
 
     epochs: int
     data_fraction: float = 1.0
     start: Start = "random"
     resolution_fraction: float = 1.0
+    route: Route = "direct"
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Fidelity:
@@ -43,11 +47,13 @@ class Fidelity:
         fidelity = cls(**known)
         if fidelity.start not in STARTS:
             raise ValueError(f"start is {fidelity.start!r}, none of {', '.join(STARTS)}")
+        if fidelity.route not in ROUTES:
+            raise ValueError(f"route is {fidelity.route!r}, none of {', '.join(ROUTES)}")
         return fidelity
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plain record that goes into a trial."""
-        return asdict(self)
+        """Return the plain record that goes into a trial; a route is stated where it is none as in the search."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("route", "direct")}
 
     @property
     def training(self) -> dict[str, Any]:
@@ -74,7 +80,8 @@ class Fidelity:
         words = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         words += "" if self.data_fraction == 1 else f" of {100 * self.data_fraction:g} % of the data"
         words += "" if self.resolution_fraction == 1 else f" at {100 * self.resolution_fraction:g} % of the resolution"
-        return words if self.start == "random" else f"{words} {self.origin}"
+        words += "" if self.start == "random" else f" from {_WORDS[self.start]}"
+        return words + self._on_its_way
 
     @property
     def reached(self) -> str:
@@ -84,14 +91,20 @@ class Fidelity:
     @property
     def origin(self) -> str:
         """From what the student's training began, in words."""
-        return f"from {_WORDS.get(self.start, 'scratch')}"
+        return f"from {_WORDS.get(self.start, 'scratch')}{self._on_its_way}"
+
+    @property
+    def _on_its_way(self) -> str:
+        """By whom the student was taught, where it was not its teacher."""
+        return f", {_ROUTES[self.route]}" if self.route in _ROUTES else ""
 
     @property
     def key(self) -> str:
         """A short spelling for the names of records, such as `6x0.25` or, at half the resolution, `6x0.25@0.5`."""
         own = f"{self.epochs}x{self.data_fraction:g}"
         own += "" if self.resolution_fraction == 1 else f"@{self.resolution_fraction:g}"
-        return own if self.start == "random" else f"{own}-{'shared' if self.start == 'supernet' else self.start}"
+        own = own if self.start == "random" else f"{own}-{'shared' if self.start == 'supernet' else self.start}"
+        return own if self.route == "direct" else f"{own}-{self.route}"
 
 
 def alone(start: Start) -> Start:

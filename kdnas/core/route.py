@@ -23,9 +23,13 @@ from kdnas.core.arch import Scalar
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
+from kdnas.core.words import counted
+from kdnas.errors import ConfigError, Problem
 
 Route = Literal["direct", "shrink", "assistants", "born_again"]
 ROUTES: tuple[Route, ...] = get_args(Route)
+Chained = Literal["assistants", "born_again"]
+"""The routes on which networks are trained before the student, each of which teaches the next."""
 
 TUNING_SHARE = 0.4
 """shrink: the share of the budget for fine-tuning the student once it is cut out."""
@@ -112,6 +116,23 @@ def choose_assistants(inputs: RouteInputs) -> tuple[Assistant, ...]:
         if chain and all(assistant.epochs >= 1 for assistant in chain):
             return chain
     return ()
+
+
+def chain_before(route: Chained, inputs: RouteInputs) -> tuple[tuple[Assistant, ...], int]:
+    """Return who is trained before the student, each taught by the one before it, and the epochs left to the student.
+
+    Raises ConfigError, with the reason, where the budget or the front has no such chain.
+    """
+    if route == "assistants":
+        if chain := choose_assistants(inputs):
+            return chain, student_epochs(inputs, chain)
+        what = "the front has no student between this one and the teacher that the budget could train for an epoch"
+        raise ConfigError(Problem("route assistants", what))
+    if inputs.epochs < GENERATIONS:
+        what = f"the budget is {counted(inputs.epochs, 'epoch')}, and each of {GENERATIONS} generations takes one"
+        raise ConfigError(Problem("route born_again", what, f"{GENERATIONS} epochs or more"))
+    each = inputs.epochs // GENERATIONS
+    return (Assistant(inputs.student, each),) * (GENERATIONS - 1), inputs.epochs - each * (GENERATIONS - 1)
 
 
 def student_epochs(inputs: RouteInputs, chain: tuple[Assistant, ...]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from kdnas.core.card import Begun, StudentCard, TeacherCard
 from kdnas.core.objective import Quantity
 from kdnas.core.preprocessing import Preprocessing
+from kdnas.core.route import Route
 from kdnas.core.task import TaskSpec
 from kdnas.core.words import capitalised, counted, label, printable
 from kdnas.errors import ExportError
@@ -179,6 +180,12 @@ _BEGUN: Mapping[Begun, str] = {
 }
 
 
+_BEFORE: Mapping[Route, str] = {
+    "assistants": "a larger student of the front, taught by a larger one or by the study's teacher",
+    "born_again": "an earlier generation of itself, taught by the study's teacher",
+}
+
+
 def _making(student: TrainedStudent) -> str:
     training, distillation = student.recipe.get("training", {}), student.recipe.get("distillation", {})
     card, weights, lines = student.card, student.card.weights, []
@@ -193,6 +200,9 @@ def _making(student: TrainedStudent) -> str:
             f"batch size {training.get('batch_size', 0)}, computing in {training.get('precision', 'float32')}"
             + (f"; the weights are a moving average of decay {training['ema']:g}." if training.get("ema") else ".")
         )
+    if weights is not None and weights.route in _BEFORE:
+        before = _BEFORE[weights.route]
+        lines.append(f"Its teacher was {before}, trained in these epochs too; train_yaml is of the direct training.")
     terms = [f"{distillation['task_weight']:g} x cross entropy"] if "task_weight" in distillation else []
     terms += [
         f"{term.get('weight', 1.0):g} x {term['type']}" + (f" of {term['of']}" if term.get("of") else "")

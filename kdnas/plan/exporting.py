@@ -231,7 +231,8 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
     """Return what is known of `member`, whose weights are those of `repeat`."""
     trained = len(member.trial.repeats)
     score, fidelity = member.values.get(run.score.name), repeat.fidelity
-    controls = (control for control in run.controls if control.number == member.trial.number)
+    labels = (control for control in run.controls if not control.direct)
+    controls = (control for control in labels if control.number == member.trial.number)
     control = next((ControlCard(found.score, found.test_score) for found in controls if found.score is not None), None)
     return StudentCard(
         study=run.config.name,
@@ -253,6 +254,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
             repeat.test_score,
             f"the best of {trained} on the validation split" if trained > 1 else "",
             cut_from_trial=repeat.cut_from,
+            route=fidelity.route,
         ),
         control=control,
         quantities={name: _cost(run, member, name) for name in member.values if name != run.score.name},

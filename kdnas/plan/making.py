@@ -12,17 +12,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
-from kdnas.core.route import (
-    GENERATIONS,
-    ROUTES,
-    Route,
-    RouteInputs,
-    Scored,
-    choose_assistants,
-    space_down_to,
-    student_epochs,
-    tuning_epochs,
-)
+from kdnas.core.route import ROUTES, Chained, Route, RouteInputs, Scored, chain_before, space_down_to, tuning_epochs
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
@@ -148,8 +138,10 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
 
     Raises ConfigError, with the reason, where the student cannot be trained that way.
     """
-    makers = {"direct": _direct, "shrink": _shrink, "assistants": _assistants, "born_again": _born_again}
-    steps = makers[route](basis)
+    if route == "assistants" or route == "born_again":
+        steps = _chain(route, basis)
+    else:
+        steps = _direct(basis) if route == "direct" else _shrink(basis)
     file, teacher = basis.file, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
@@ -197,31 +189,15 @@ def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
     )
 
 
-def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
-    chain = choose_assistants(basis.inputs)
-    if not chain:
-        what = "the front has no student between this one and the teacher that the budget could train for an epoch"
-        raise ConfigError(Problem("route assistants", what))
+def _chain(route: Chained, basis: PlanBasis) -> tuple[Step, ...]:
+    chain, left = chain_before(route, basis.inputs)
+    called = "assistant" if route == "assistants" else "generation"
     steps: list[Step] = []
     teacher = TEACHER
-    for index, assistant in enumerate(chain, 1):
-        arch = basis.archs[assistant.network.arch_id]
-        steps.append(_distil(basis, f"assistant{index}", arch, assistant.epochs, teacher=teacher))
+    for index, before in enumerate(chain, 1):
+        arch = basis.archs[before.network.arch_id]
+        steps.append(_distil(basis, f"{called}{index}", arch, before.epochs, teacher=teacher))
         teacher = steps[-1].name
-    left = student_epochs(basis.inputs, chain)
-    return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
-
-
-def _born_again(basis: PlanBasis) -> tuple[Step, ...]:
-    epochs = basis.inputs.epochs
-    if epochs < GENERATIONS:
-        what = f"the budget is {counted(epochs, 'epoch')}, and each of {GENERATIONS} generations takes one"
-        raise ConfigError(Problem("route born_again", what, f"{GENERATIONS} epochs or more"))
-    each, teacher, steps = epochs // GENERATIONS, TEACHER, list[Step]()
-    for generation in range(1, GENERATIONS):
-        steps.append(_distil(basis, f"generation{generation}", basis.file.student, each, teacher=teacher))
-        teacher = steps[-1].name
-    left = epochs - each * (GENERATIONS - 1)
     return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
 
 

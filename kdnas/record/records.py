@@ -97,7 +97,10 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Control:
-    """The student of a trial trained once without its teacher: as its first retraining, by cross entropy alone."""
+    """The student of a trial trained once more for comparison, as its first retraining: by cross entropy alone.
+
+    `direct`: by its teacher, where the retrainings take another route.
+    """
 
     number: int
     score: float | None
@@ -106,6 +109,7 @@ class Control:
     fidelity: Fidelity
     train_seconds: float = 0.0
     failure: str = ""
+    direct: bool = False
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ class Record:
     @_on_disk
     def add_control(self, control: Control) -> None:
         """Write that a student was trained without its teacher."""
-        key = f"control:{control.number}:{control.fidelity.key}"
+        key = f"control:{control.number}:{control.fidelity.key}{':direct' if control.direct else ''}"
         self.study.set_user_attr(key, dataclasses.asdict(control))
 
     @_on_disk

@@ -177,30 +177,39 @@ def in_doubt(run: RunRecord, member: FrontMember) -> str:
 
 
 def control_in_words(run: RunRecord) -> str:
-    """Return what distillation adds to a student that was trained on labels alone too; empty where none was."""
+    """Return what distillation, and a route, add to a student that was trained without too; empty where none was."""
+    return " ".join(filter(None, (_control_in_words(run, direct=direct) for direct in (False, True))))
+
+
+def _control_in_words(run: RunRecord, *, direct: bool) -> str:
     members = {member.trial.number: member for member in front(run)}
-    known = [control for control in run.controls if control.number in members and control.score is not None]
+    asked = [control for control in run.controls if control.direct == direct]
+    known = [control for control in asked if control.number in members and control.score is not None]
     if not known:
         return ""
     control, score = known[-1], run.score
     member = members[control.number]
     assert control.score is not None
     distilled = shown_interval(score, member.values[score.name], member.score_ci95)
+    route = run.config.final.route.replace("_", " ")
+    how, otherwise = ("directly, on the same budget,", f"by {route}") if direct else ("on labels alone", "distilled")
+    what = f"the route {route}" if direct else "distillation"
     gain = score.gain(member.values[score.name], control.score)
     alike = holds_next([repeat.score for repeat in member.trial.repeats], control.score)
-    adds = f"distillation {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
+    adds = f"{what} {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
     if score.shown(control.score) == score.shown(member.values[score.name]):
-        adds = "distillation makes no difference"
+        adds = f"{what} makes no difference"
     elif alike is not False:
         why = "two single trainings tell little" if alike is None else "which is within noise"
-        adds = f"{score.shown_points(abs(gain))} {'more' if gain > 0 else 'less'} by distillation, {why}"
+        adds = f"{score.shown_points(abs(gain))} {'more' if gain > 0 else 'less'} by {what}, {why}"
     on_test = ""
     if control.test_score is not None and member.test_score is not None:
         tested = shown_interval(score, member.test_score, member.test_score_ci95)
         on_test = f"; on the test split {score.shown(control.test_score)} and {tested}"
+    long = "" if direct else " and as long,"
     return (
-        f"Control: student {member.trial.arch.arch_id}, trained once on labels alone and as long, has "
-        f"{label(score.name)} {score.shown(control.score)}, distilled {distilled} ({adds}){on_test}."
+        f"Control: student {member.trial.arch.arch_id}, trained once {how}{long} has "
+        f"{label(score.name)} {score.shown(control.score)}, {otherwise} {distilled} ({adds}){on_test}."
     )
 
 

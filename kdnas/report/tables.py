@@ -166,7 +166,8 @@ def front_document(run: RunRecord) -> dict[str, Any]:
 
 
 def _control_document(run: RunRecord) -> dict[str, Any] | None:
-    control = next((control for control in reversed(run.controls) if control.score is not None), None)
+    labels = (control for control in reversed(run.controls) if not control.direct)
+    control = next((control for control in labels if control.score is not None), None)
     if control is None:
         return None
     arch_id = next(trial.arch.arch_id for trial in run.trials if trial.number == control.number)

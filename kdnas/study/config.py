@@ -25,6 +25,7 @@ from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quanti
 from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.core.promotion import Rule
+from kdnas.core.route import Chained
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin
@@ -243,6 +244,11 @@ class Final(Section):
     """Where their weights come from; None: as in the study, where that shares weights at random, and those of
     students cut out of their teacher inherited. nested: the largest are cut out of their teacher, every other one out
     of the nearest larger one that holds it, trained with the same seed."""
+    route: Literal["direct"] | Chained = later("direct")
+    """Who teaches them: their teacher, or what is trained before each of them on a part of its budget, as `kdnas help
+    training` says. A finalist with no assistant that the budget could train is trained directly."""
+    compare_direct: bool = later(False)
+    """Train the picked student once directly too, on the same budget, where it takes another route."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
     """None: as many as in the search. With `until: flat` the fewest."""
@@ -267,6 +273,16 @@ class Final(Section):
         names = [one.name for one in self.completions]
         if len(set(names)) < len(names):
             raise ValueError(f"completions have the same name: {', '.join(names)}; state `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Final:
+        if self.route == "direct" and self.compare_direct:
+            raise ValueError("compare_direct: the route is direct: there is nothing to compare")
+        if self.route != "direct" and self.until == "flat":
+            raise ValueError(f"until: flat finds the length of direct trainings, and the route is {self.route}")
+        if self.route != "direct" and self.start == "nested":
+            raise ValueError(f"start: nested students are cut out of larger ones, and the route is {self.route}")
         return self
 
     @model_validator(mode="after")
@@ -675,7 +691,8 @@ class StudyConfig(Section):
         """How much training each retraining of a finalist gets, at the full resolution."""
         alone: Start = "inherited" if isinstance(self.space, DerivedSpace) else "random"
         start = self.final.start or (alone if self.start == "supernet" else self.start)
-        return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction, start)
+        epochs = self.final.epochs or self.training.epochs
+        return Fidelity(epochs, self.final.data_fraction, start, route=self.final.route)
 
     @property
     def recipe(self) -> Recipe:

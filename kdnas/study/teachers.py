@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from kdnas.core.objective import score_named
 from kdnas.core.pick import parse_pick
+from kdnas.core.route import GENERATIONS
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.study.config import DISTIL, DerivedSpace, StudyConfig
@@ -16,9 +17,9 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
     distillation, names = config.distillation, list(config.teachers)
     if not names and config.evaluator.type == DISTIL:
-        return [*_problems_without(config), *_unread(config)]
+        return [*_problems_without(config), *_unread(config), *_route_problems(config)]
     terms = [term for term in distillation.losses if term.weight > 0]
-    problems = [*_weight_problems(config), *_specialist_problems(config), *_unread(config)]
+    problems = [*_weight_problems(config), *_specialist_problems(config), *_unread(config), *_route_problems(config)]
     if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
         return problems
     from kdnas.training.loss import needs_by_teacher  # here, because it brings torch
@@ -102,6 +103,25 @@ def _unread(config: StudyConfig) -> list[Problem]:
     unread += [] if config.teachers else ["ensemble"]
     what = "is stated, and no loss reads what it is about: the logits of a teacher"
     return [Problem(f"distillation.{name}", what) for name in unread if getattr(how, name) is not None]
+
+
+def _route_problems(config: StudyConfig) -> list[Problem]:
+    """Return why finalists cannot be taught by what is trained before them."""
+    route, terms = config.final.route, config.distillation.losses
+    if route == "direct":
+        return []
+    if config.evaluator.type != DISTIL:
+        return [Problem("final.route", f"{config.evaluator.called} trains no students here", "direct")]
+    sources = {term.of for term in terms if term.weight > 0 and term.of not in LEARNING}
+    if not config.teachers or not sources:
+        what = f"no loss learns of a teacher, whose place the route {route} gives away"
+        return [Problem("final.route", what, "direct")]
+    if len(sources) > 1 or any(teacher.data or teacher.task for teacher in config.teachers.values()):
+        what = f"the route {route} puts one network in all teachers' place, and they teach different things"
+        return [Problem("final.route", what, "direct")]
+    if route == "born_again" and config.final_fidelity.epochs < GENERATIONS:
+        return [Problem("final.epochs", f"each of {GENERATIONS} generations takes one", f"{GENERATIONS} or more")]
+    return []
 
 
 def _weight_problems(config: StudyConfig) -> list[Problem]:

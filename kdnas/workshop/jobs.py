@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity, Start
+from kdnas.core.route import Route
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import StudyConfig
 from kdnas.study.tuning import final_recipe, tuned_recipe
@@ -34,6 +35,23 @@ class LargerStudent:
     number: int
     arch: Arch
     checkpoint: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """A network that is trained before the student, on a part of its budget, and teaches the next."""
+
+    arch: Arch
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """The route of a final training: who is trained `before` the student, and the `epochs` that are left to it."""
+
+    route: Route
+    before: tuple[Before, ...]
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -67,20 +85,28 @@ class Job:
     training, by the recipe."""
     larger: LargerStudent | None = None
     """What it is cut out of where its start is nested; None: its teacher."""
+    way: Way | None = None
+    """By whom it is taught in its teacher's place, where it takes another route than the direct one."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form, for JSON."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         legs = [dataclasses.asdict(leg) for leg in self.legs]
         larger = self.larger and {**dataclasses.asdict(self.larger), "arch": self.larger.arch.canonical_json}
+        before = () if self.way is None else self.way.before
+        named = [{"arch": each.arch.canonical_json, "epochs": each.epochs} for each in before]
+        way = self.way and {**dataclasses.asdict(self.way), "before": named}
         recipe = self.recipe.model_dump(mode="json")
-        return {**plain, "arch": self.arch.canonical_json, "recipe": recipe, "legs": legs, "larger": larger}
+        return {**plain, "arch": self.arch.canonical_json, "recipe": recipe, "legs": legs} | {
+            "larger": larger,
+            "way": way,
+        }
 
     @property
     def fidelity(self) -> Fidelity:
         """How much training the score will have seen."""
         trained = self.recipe.training.fidelity if self.trains else Fidelity(0)
-        return dataclasses.replace(trained, start=self.start)
+        return dataclasses.replace(trained, start=self.start, route="direct" if self.way is None else self.way.route)
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:
@@ -144,12 +170,17 @@ def measure_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> 
 
 
 def control_job(
-    config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], larger: LargerStudent | None = None
+    config: StudyConfig,
+    number: int,
+    arch: Arch,
+    tuned: Mapping[str, float],
+    repeat: int,
+    larger: LargerStudent | None = None,
 ) -> Job:
-    """Return the first retraining of finalist `number` without its teacher: cross entropy alone, at weight 1."""
-    job = final_job(config, number, arch, tuned, 0, larger)
+    """Return retraining `repeat` of finalist `number` without its teacher: cross entropy alone, at weight 1."""
+    job = final_job(config, number, arch, tuned, repeat, larger)
     task = labels_alone(config.distillation)
-    return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}), checkpoint=None)
+    return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}))
 
 
 def final_job(
@@ -159,10 +190,11 @@ def final_job(
     tuned: Mapping[str, float],
     repeat: int,
     larger: LargerStudent | None = None,
+    way: Way | None = None,
 ) -> Job:
     """Return retraining `repeat` of finalist `number`: another initialisation and other views each time.
 
-    Where finalists are nested it is cut out of `larger`.
+    Where finalists are nested it is cut out of `larger`; None of `way`: it is taught by its teacher.
     """
     return Job(
         arch,
@@ -175,4 +207,5 @@ def final_job(
         test=True,
         checkpoint=f"checkpoints/trial{number:04d}-{arch.arch_id}-seed{repeat}.safetensors",
         larger=larger,
+        way=way,
     )

@@ -60,7 +60,7 @@ def test_the_length_that_was_found_is_that_of_every_final_training(run):
 def test_a_control_is_the_first_retraining_but_for_the_loss(tmp_path):
     config = load_study(tiny.write(tmp_path)).config
     arch = complete(0, 0.5, 10).arch
-    alone, taught = control_job(config, 0, arch, {}), final_job(config, 0, arch, {}, 0)
+    alone, taught = control_job(config, 0, arch, {}, 0), final_job(config, 0, arch, {}, 0)
     assert alone.recipe.distillation.losses == ()
     assert alone.recipe.distillation.task_weight == 1.0
     assert (alone.init_seed, alone.view_seed, alone.recipe.training) == (

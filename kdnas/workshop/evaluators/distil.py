@@ -33,7 +33,7 @@ from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TeacherError, TrialError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
-from kdnas.nn.teacher import Teacher, fingerprints_of
+from kdnas.nn.teacher import Teacher, Teaching, fingerprints_of
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord, TeacherReport
@@ -55,7 +55,7 @@ from kdnas.training.teacher_outputs import plan_of, views_key, why_live
 from kdnas.workshop.block_library import open_library
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
 from kdnas.workshop.export_check import check_exports
-from kdnas.workshop.jobs import Job
+from kdnas.workshop.jobs import Before, Job, Way
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
 from kdnas.workshop.opening import Sources, Workshop
@@ -496,7 +496,9 @@ class Distil(Evaluator):
         outcomes: dict[int, Trained | TrialError] = {}
         groups: dict[object, list[int]] = {}
         for place, one in begun.items():
-            if one.job.trains:
+            if one.job.way is not None:
+                outcomes[place] = attempted(functools.partial(self._taught_on_the_way, one, one.job.way))
+            elif one.job.trains:
                 parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
                 groups.setdefault((parts, batches_key(one.job.recipe)), []).append(place)
             else:
@@ -518,28 +520,55 @@ class Distil(Evaluator):
             network = self.shared.cut(job.arch)
         return Trained(network, score, (), seconds, 0.0, job.fidelity, phases={"evaluation": seconds}, by_task=by_task)
 
+    def _taught_on_the_way(self, begun: _Begun, way: Way) -> Trained:
+        """Return a student that is taught by what is trained before it, each network by the one before.
+
+        A network stands in for all teachers; a generation of the student begins at other random weights than it. Raises
+        TrialError.
+        """
+        workshop, job, teaching = self.workshop, begun.job, None
+        done: list[Trained] = []
+        for place, step in enumerate((*way.before, Before(job.arch, way.epochs))):
+            last = place == len(way.before)
+            seed = job.init_seed if last else derive_seed(job.init_seed, "before", place, step.arch.arch_id)
+            student = begun if last else dataclasses.replace(begun, module=workshop.begin(step.arch, job.start, seed))
+            part = _Part(step.epochs, job.view_seed if last else derive_seed(job.view_seed, "before", place))
+            own = dataclasses.replace(job, arch=step.arch, init_seed=seed)
+            (trained,) = self._train_part([dataclasses.replace(student, job=own)], [part], teaching, last=last)
+            if isinstance(trained, TrialError):
+                raise trained
+            done.append(trained)
+            if not last:
+                teacher = workshop.as_teacher(f"network {place + 1} before {job.arch.arch_id}", trained.network)
+                teaching = dict.fromkeys(workshop.teachers, teacher)
+        return _whole(done, job.fidelity)
+
+    def _train_part(
+        self, students: Sequence[_Begun], parts: Sequence[_Part], teaching: Teaching = None, *, last: bool
+    ) -> list[Trained | TrialError]:
+        """Return what came of one part of trainings that go together; `teaching` None: the study's teachers."""
+        workshop, training = self.workshop, students[0].job.recipe.training
+        course = Course(
+            workshop.data,
+            workshop.share(training.data_fraction, training.proxy),
+            workshop.validation if last else None,
+            teaching or workshop.teachers,
+            parts[0].view_seed,
+            workshop.device,
+            None if teaching else self.teacher_cache,
+        )
+        return train(course, [self._pupil(student, part) for student, part in zip(students, parts, strict=True)])
+
     def _train_together(self, students: Sequence[_Begun]) -> list[Trained | TrialError]:
         """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
-        workshop = self.workshop
         parts = [self._parts(student.job) for student in students]
-        training = students[0].job.recipe.training
-        train_on = workshop.share(training.data_fraction, training.proxy)
         done: list[list[Trained]] = [[] for _ in students]
         failed: dict[int, TrialError] = {}
-        for index, part in enumerate(parts[0]):
-            last = index == len(parts[0]) - 1
-            course = Course(
-                workshop.data,
-                train_on,
-                workshop.validation if last else None,
-                workshop.teachers,
-                part.view_seed,
-                workshop.device,
-                self.teacher_cache,
-            )
+        for index in range(len(parts[0])):
             going = [place for place in range(len(students)) if place not in failed]
-            pupils = [self._pupil(students[place], parts[place][index]) for place in going]
-            for place, outcome in zip(going, train(course, pupils), strict=True):
+            here = [parts[place][index] for place in going]
+            outcomes = self._train_part([students[place] for place in going], here, last=index == len(parts[0]) - 1)
+            for place, outcome in zip(going, outcomes, strict=True):
                 if isinstance(outcome, TrialError):
                     failed[place] = outcome
                 else:

@@ -11,12 +11,13 @@ import pytest
 import tiny
 from trainings import Tape
 
+from kdnas.core.seeds import derive_seed
 from kdnas.study.loading import load_study
-from kdnas.training.loop import train
+from kdnas.training.loop import distil, train
 from kdnas.training.packing import Packing
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.workshop.evaluators import EvaluatorContext, Workplan, open_evaluator
-from kdnas.workshop.jobs import search_job
+from kdnas.workshop.jobs import Before, Way, final_job, search_job
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,30 @@ def student(evaluator, seed=0):
 
 def result(config, evaluator):
     return evaluator(search_job(config, student(evaluator), {}))
+
+
+def test_a_student_is_taught_by_what_is_trained_before_it(folder):
+    config, evaluator = opened(folder, "final={route: assistants, epochs: 3}")
+    workshop, (small, large) = evaluator.workshop, [student(evaluator, seed) for seed in (0, 1)]
+    job = final_job(config, 0, small, {}, 0, None, Way("assistants", (Before(large, 1),), 2))
+    found = evaluator(dataclasses.replace(job, checkpoint=None))
+
+    def trained(arch, epochs, seed, views, teaching):
+        recipe = job.recipe.model_copy(update={"training": job.recipe.training.model_copy(update={"epochs": epochs})})
+        network = workshop.begin(arch, "random", seed)
+        return distil(
+            network, teaching, workshop.share(1.0), workshop.validation, recipe,
+            data=workshop.data, seed=seed, view_seed=views, device=workshop.device,
+        )  # fmt: skip
+
+    seed, views = derive_seed(job.init_seed, "before", 0, large.arch_id), derive_seed(job.view_seed, "before", 0)
+    assistant = trained(large, 1, seed, views, workshop.teachers).network
+    by_hand = trained(small, 2, job.init_seed, job.view_seed, workshop.as_teacher("assistant", assistant))
+    assert found.values["accuracy"] == by_hand.score
+    assert job.fidelity == config.final_fidelity
+    assert job.fidelity.words == "3 epochs, by assistants"
+    direct = final_job(config, 0, small, {}, 0)
+    assert evaluator(dataclasses.replace(direct, checkpoint=None)).values["accuracy"] != found.values["accuracy"]
 
 
 def test_what_decides_nothing_is_not_measured_in_a_trial_but_on_a_finalist(folder):

@@ -1,0 +1,64 @@
+"""Finalists that are taught by what is trained before them, beside the direct way."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from kdnas.cli.main import main
+from kdnas.core.fidelity import Fidelity
+from kdnas.errors import ConfigError
+from kdnas.record.storage import load_run
+from kdnas.report.summary import control_in_words
+from kdnas.study.loading import load_study
+
+SETTINGS = ("budget.trials=3", "training.epochs=1", "final={epochs: 4, seeds: 1, max_students: 2, ROUTE}")
+
+
+def search(study, folder, route):
+    settings = [part for text in SETTINGS for part in ("--set", text.replace("ROUTE", route))]
+    assert main(["search", str(study), "--out", str(folder), *settings, "--set", "export.formats=[train_yaml]"]) == 0
+    return load_run(folder)
+
+
+def test_finalists_are_born_again_and_compared_with_the_direct_way(tmp_path, capsys):
+    study, folder = tiny.write(tmp_path), tmp_path / "run"
+    run = search(study, folder, "route: born_again, compare_direct: true")
+    repeats = {trial.number: repeat for trial in run.trials for repeat in trial.repeats}
+    assert {repeat.fidelity for repeat in repeats.values()} == {Fidelity(4, route="born_again")}
+    assert [(control.direct, control.failure) for control in run.controls] == [(False, ""), (True, "")]
+    said = control_in_words(run)
+    assert "trained once on labels alone and as long" in said
+    assert "trained once directly, on the same budget, has accuracy" in said
+    assert "by the route born again, two single trainings tell little" in said or "makes no difference" in said
+    assert "retrained from scratch, born again" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    again = search(study, folder, "route: born_again, compare_direct: true")
+    assert {trial.number: repeat for trial in again.trials for repeat in trial.repeats} == repeats
+    assert "retrained trial" not in capsys.readouterr().out
+    direct = search(study, folder, "control: false")  # means over both would compare what cannot be compared
+    assert {repeat.fidelity for trial in direct.trials for repeat in trial.repeats} == {Fidelity(4)}
+    assert direct.controls == ()
+
+
+def test_assistants_are_finalists_and_who_has_none_is_trained_directly(tmp_path, capsys):
+    run = search(tiny.write(tmp_path), tmp_path / "run", "route: assistants, control: false")
+    finalists = [trial for trial in run.trials if trial.repeats]
+    assert {repeat.fidelity.route for trial in finalists for repeat in trial.repeats} == {"assistants"}
+    largest = max(finalists, key=lambda trial: trial.values["macs"])
+    assert f"student {largest.arch.arch_id} is trained directly" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["final={route: born_again, epochs: 1}"], "final.epochs: each of 2 generations takes one"),
+        (["final.route=assistants", "distillation.losses=[{type: kd, of: ema}]"], "no loss learns of a teacher"),
+        (["final={route: assistants, until: flat}"], "until: flat finds the length of direct trainings"),
+        (["final.compare_direct=true"], "the route is direct: there is nothing to compare"),
+        (["final.route=shrink"], "final.route"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, settings, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load_study(tiny.write(tmp_path), settings)
