@@ -134,7 +134,7 @@ distillation:
     # - {{type: hint, during: [0, 0.5]}}  # it counts in the first half of the steps alone
     # - {{type: kd, of: peers}}  # of students of its kind trained together with it; of: ema, its own moving average;
     # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped at export
-  # peers: 2  # students of a kind that learn together, where a loss is of: peers
+  # peers: 2  # students of a kind that learn together, where a loss is of: peers; or [{{family: ..., choices: ...}}]
   # ema_teacher: 0.999  # the decay of that average, where a loss is of: ema
   # ensemble: {{mean: probabilities, weights: confidence}}  # how several teachers speak as one
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits

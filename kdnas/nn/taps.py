@@ -110,7 +110,7 @@ class OutputShapes:
     attention: tuple[AttentionShape, ...] = ()
     classifier: Classifier | None = field(default=None, compare=False, repr=False)
     heads: tuple[Head, ...] = ()
-    pooled: bool = False
+    pooled: bool = field(default=False, compare=False, repr=False)
 
     def head(self, name: str) -> Head | None:
         """Return the head of the task called `name`; None where there is none."""

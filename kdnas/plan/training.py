@@ -437,7 +437,7 @@ class _Work:
             device=workshop.device,
             on_epoch=watch,
             checkpoint=self.folder / CHECKPOINT_FILE,
-            peers=workshop.peers(arch, self.file.distillation.further_peers, seed),
+            peers=workshop.peers(arch, self.file.distillation, seed),
         )
         watch.rewrite(trained.history)
         seen = workshop.validation_score(trained.network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kdnas.core.objective import score_named
 from kdnas.core.pick import parse_pick
@@ -155,8 +156,14 @@ def _specialist_problems(config: StudyConfig) -> list[Problem]:
 def _learning_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with losses whose source learns too."""
     from kdnas.losses import LOSSES  # here, because it brings torch
+    from kdnas.students import stated_arch
 
-    problems = []
+    problems, others = [], config.distillation.peers if isinstance(config.distillation.peers, tuple) else ()
+    for place, peer in enumerate(others):
+        try:
+            stated_arch(peer.family, peer.choices)
+        except ConfigError as error:
+            problems += [replace(each, where=f"distillation.peers.{place}.{each.where}") for each in error.problems]
     for index, term in enumerate(config.distillation.losses):
         where = f"distillation.losses.{index}.of"
         if term.weight <= 0 or term.of not in LEARNING:
@@ -164,7 +171,10 @@ def _learning_problems(config: StudyConfig) -> list[Problem]:
         if config.shares_weights:
             what = f"a supernet's networks learn of teachers, and {term.of} is {RESERVED[term.of]}"
             problems.append(Problem(where, what, "a teacher, or rungs without `start: supernet`"))
-        elif term.of == PEERS and config.starts != {"random"}:
+        elif term.of == PEERS and others and LOSSES.get(term.type).needs != {"logits"}:
+            what = f"{short_name(term.type)} reads more than logits, and students of other kinds share nothing else"
+            problems.append(Problem(where, what, "a loss on logits, or `peers: 2`: students of its kind"))
+        elif term.of == PEERS and config.starts != {"random"} and not others:
             begun = ", ".join(sorted(config.starts - {"random"}))
             what = f"peers that begin {begun} are equal and stay so: there is nothing to learn of each other"
             problems.append(Problem(where, what, "`start: random`, or of: ema"))

@@ -32,9 +32,9 @@ class LossTerm(pydantic.BaseModel):
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Unless stated, that of the loss's authors, as `kdnas list losses` shows: 1 for most, 1000 for attention."""
     of: Annotated[str, Field(min_length=1)] | None = later(None)
-    """Whose outputs it learns: a teacher's name; `ensemble`, all teachers together; `peers`, students of its kind that
-    begin elsewhere and learn with it; `ema`, the moving average of its own weights; or `self`, its own outputs as
-    they are. None: the only teacher's, the ensemble's where there are several."""
+    """Whose outputs it learns: a teacher's name; `ensemble`, all teachers together; `peers`, students that begin at
+    other weights, or are others, and learn with it; `ema`, the moving average of its own weights; or `self`, its own
+    outputs as they are. None: the only teacher's, the ensemble's where there are several."""
     warmup_fraction: Fraction = later(0.0)
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
     during: tuple[Fraction, Fraction] | None = later(None)
@@ -130,6 +130,16 @@ class OnPolicy(Section):
         return max(1, length // 4) if self.prompt is None else self.prompt
 
 
+class Peer(Section):
+    """A student that learns with others: of which family, by which choices."""
+
+    family: str
+    choices: dict[str, bool | int | float | str]
+
+
+Others = Annotated[tuple[Peer, ...], Field(min_length=1, max_length=15)]
+
+
 class Distillation(Section):
     """loss = task_weight * cross entropy + the sum of weight * distillation loss.
 
@@ -143,10 +153,11 @@ class Distillation(Section):
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
     ensemble: Ensemble | None = later(None)
     """None: the mean of the probabilities."""
-    peers: Annotated[int, Field(ge=2, le=16)] | None = later(None)
+    peers: Annotated[int, Field(ge=2, le=16)] | Others | None = later(None)
     """How many students of a kind learn together where a loss is `of: peers` (Zhang et al., "Deep mutual learning",
     CVPR 2018): they begin at other weights and see the same batches, each learns of each other one, and the first is
-    scored and kept. None: 2."""
+    scored and kept. Or which others learn with each student: `[{family: resnet, choices: {...}}]`, as `kdnas front
+    --json` has those of a front. None: 2."""
     ema_teacher: Annotated[float, Field(gt=0.0, lt=1.0)] | None = later(None)
     """The decay of the moving average that losses `of: ema` learn of (Tarvainen and Valpola, "Mean teachers", NeurIPS
     2017). None: 0.999."""
@@ -215,7 +226,8 @@ class Distillation(Section):
     @property
     def further_peers(self) -> int:
         """How many students are trained together with each one."""
-        return (self.peers or 2) - 1 if self.learns_of(PEERS) else 0
+        others = len(self.peers) if isinstance(self.peers, tuple) else (self.peers or 2) - 1
+        return others if self.learns_of(PEERS) else 0
 
     @property
     def average_decay(self) -> float | None:

@@ -50,7 +50,7 @@ from kdnas.tokenizing import Tokenizer
 from kdnas.training.batches import Batches
 from kdnas.training.completions import Item, read_items, share_completed
 from kdnas.training.evaluation import all_scores, evaluate, tally_and_ruled
-from kdnas.training.recipe import Training
+from kdnas.training.recipe import Distillation, Training
 from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.run_files import FAMILY_FILE
 from kdnas.workshop.split import check_score, check_split, split_notes
@@ -549,9 +549,12 @@ class Workshop:
         family = sibling_family(self.family, arch.family)
         return (family.inherit(arch) if start in ("inherited", "nested") else family.build(arch)).to(self.device)
 
-    def peers(self, arch: Arch, count: int, seed: int) -> list[nn.Module]:
-        """Return `count` students of `arch` with random weights of their own, for one that was begun by `seed`."""
-        return [self.begin(arch, "random", derive_seed(seed, "peer", place + 1)) for place in range(count)]
+    def peers(self, arch: Arch, distillation: Distillation, seed: int) -> list[nn.Module]:
+        """Return those that learn with a student of `arch` begun by `seed`: drawn anew, of its kind unless stated."""
+        archs = [arch] * distillation.further_peers
+        if archs and isinstance(distillation.peers, tuple):
+            archs = [sibling_family(self.family, peer.family).canonical(peer.choices) for peer in distillation.peers]
+        return [self.begin(each, "random", derive_seed(seed, "peer", place)) for place, each in enumerate(archs, 1)]
 
     def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:
         """Return the student cut out of one of `larger`, whose trained weights a file holds, on the device.

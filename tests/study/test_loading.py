@@ -234,12 +234,19 @@ def test_whom_losses_learn_of_is_checked_on_paper(
     assert any("ensemble is all teachers together" in problem for problem in found), found
 
 
+OTHER = [{"family": "vit", "choices": {"width": 8, "depth": 1, "heads": 1, "patch_size": 4}}]
+UNSPELLED = [{"family": "resnet", "choices": {}}]
+
+
 @pytest.mark.parametrize(
     ("loss", "more", "message"),
     [
         ({"type": "kd", "of": "self"}, {}, "distillation.losses.0.of: kd of what the student itself gives is at its"),
         ({"type": "srrl", "of": "ema"}, {}, "srrl reads the classifier of a network that stays as it is"),
         ({"type": "kd", "of": "peers"}, {"start": "inherited"}, "peers that begin inherited are equal and stay so"),
+        ({"type": "hint", "of": "peers"}, {"peers": OTHER}, "hint reads more than logits, and students of other kinds"),
+        ({"type": "kd", "of": "peers"}, {"peers": UNSPELLED}, "distillation.peers.0.stem_width"),
+        ({"type": "kd", "of": "ema"}, {"peers": OTHER}, "peers is stated, and no loss learns of it"),
         (
             {"type": "kd", "of": "ema"},
             {"rungs": [{"start": "supernet"}, {"epochs": 2}]},
@@ -251,7 +258,9 @@ def test_sources_that_learn_are_checked_on_paper(tmp_path: Path, loss: dict, mor
     study = tiny.write(tmp_path)
     plain = yaml.safe_load((study / "study.yaml").read_text())
     plain.pop("training", None)
-    plain |= {"distillation": {"losses": [loss]}, "tune": {}, **more}
+    peers = {name: more[name] for name in ("peers",) if name in more}
+    more = {name: value for name, value in more.items() if name not in peers}
+    plain |= {"distillation": {"losses": [loss], **peers}, "tune": {}, **more}
     found = problems_of(study, yaml.safe_dump(plain, sort_keys=False))
     assert any(message in problem for problem in found), found
 

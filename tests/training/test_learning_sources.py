@@ -82,7 +82,7 @@ def close(ours: nn.Module, plain: nn.Module) -> None:
 
 def test_mutual_learning_at_once_is_what_a_plain_loop_does_one_after_the_other(data: ImageData, few: Batches) -> None:
     """Deep mutual learning of three, each with an optimizer, gradients and clipping of its own."""
-    starts = [net(6, 10, seed=seed) for seed in (1, 2, 3)]
+    starts = [net(6, 10, seed=1), net(4, 7, seed=2), net(6, 10, seed=3)]
     networks = [Normalised(copy.deepcopy(each), data.channel_mean, data.channel_std).train() for each in starts]
     optimizers = [torch.optim.SGD(each.parameters(), RATE, momentum=0.9, nesterov=True) for each in networks]
     for images, labels, rate in steps_of(few, 2):
@@ -172,11 +172,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         trained(data, few, recipe(epochs=4), checkpoint=kept)
 
 
-def test_students_with_peers_train_beside_each_other_as_alone(data: ImageData, few: Batches) -> None:
+@pytest.mark.parametrize("others", [(6, 10), (4, 7)])
+def test_students_with_peers_train_beside_each_other_as_alone(
+    data: ImageData, few: Batches, others: tuple[int, int]
+) -> None:
     given = recipe(kd("peers"))
-    alone = [trained(data, few, given, network=net(6, 10, seed=s), peers=[net(6, 10, seed=s + 5)]) for s in (1, 2)]
+    alone = [trained(data, few, given, network=net(6, 10, seed=s), peers=[net(*others, seed=s + 5)]) for s in (1, 2)]
     course = Course(data, few, None, None, 5, CPU)
-    together = train(course, [Pupil(net(6, 10, seed=s), given, 3, peers=[net(6, 10, seed=s + 5)]) for s in (1, 2)])
+    together = train(course, [Pupil(net(6, 10, seed=s), given, 3, peers=[net(*others, seed=s + 5)]) for s in (1, 2)])
     for one, other in zip(alone, together, strict=True):
         assert isinstance(other, Trained)
         assert same(one.network, other.network)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from trainings import Tape
 
 from kdnas.core.seeds import derive_seed
+from kdnas.students import sibling_family
 from kdnas.study.loading import load_study
 from kdnas.training.loop import distil, train
 from kdnas.training.packing import Packing
@@ -62,6 +65,26 @@ def test_a_student_is_taught_by_what_is_trained_before_it(folder):
     assert job.fidelity.words == "3 epochs, by assistants"
     direct = final_job(config, 0, small, {}, 0)
     assert evaluator(dataclasses.replace(direct, checkpoint=None)).values["accuracy"] != found.values["accuracy"]
+
+
+def test_peers_may_be_students_of_other_kinds(folder):
+    small = {"stem_width": 4, "stage1.depth": 1, "stage1.width": 4, "stage1.bottleneck": "plain", "stage1.skip": "none"}
+    inverted = {"stem_width": 4, "stage1.depth": 1, "stage1.width": 8, "stage1.expand": 2, "stage1.kernel": 3}
+    inverted |= {"stage1.squeeze_excite": False, "stage1.skip": "none"}
+    peers = [{"family": "resnet", "choices": small}, {"family": "mobilenet", "choices": inverted}]
+    losses = "losses: [{type: kd, of: peers}]"
+    config, evaluator = opened(folder, f"distillation={{{losses}, peers: {json.dumps(peers)}}}", "training.epochs=1")
+    job, workshop = search_job(config, student(evaluator), {}), evaluator.workshop
+    families = [sibling_family(workshop.family, peer["family"]) for peer in peers]
+    others = []
+    for place, (family, peer) in enumerate(zip(families, peers, strict=True), 1):
+        torch.manual_seed(derive_seed(job.init_seed, "peer", place))
+        others.append(family.build(family.canonical(peer["choices"])))
+    by_hand = distil(
+        workshop.begin(job.arch, "random", job.init_seed), None, workshop.share(1.0), workshop.validation, job.recipe,
+        data=workshop.data, seed=job.init_seed, view_seed=job.view_seed, device=workshop.device, peers=others,
+    )  # fmt: skip
+    assert evaluator(job).values["accuracy"] == by_hand.score
 
 
 def test_what_decides_nothing_is_not_measured_in_a_trial_but_on_a_finalist(folder):
