@@ -128,7 +128,7 @@ distillation:
   label_smoothing: 0.0
 {losses}
   losses:
-    - {{type: kd, weight: 0.9, temperature: 4.0}}
+    - {loss}
     # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
     # - {{type: hint, during: [0, 0.5]}}  # it counts in the first half of the steps alone

@@ -16,7 +16,7 @@ from kdnas.cli._members import Option, describe
 from kdnas.cli._options import DataRoot
 from kdnas.cli._study_template import CUT, IMAGES, OF_TEXTS, START, STATED, TEMPLATE
 from kdnas.core.arch import Scalar
-from kdnas.core.objective import ACCURACY
+from kdnas.core.objective import ACCURACY, SPEARMAN, Quantity
 from kdnas.core.space import Choice
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, InputError, Problem
@@ -144,6 +144,7 @@ def command(
         problems = [*error.problems, *problems]
     if problems:
         raise ConfigError(problems)
+    there, score = _there(own_data, own_teacher, root)
     files = study_files(
         directory,
         own_data,
@@ -151,7 +152,8 @@ def command(
         space,
         size=size,
         own_space=own_space,
-        samples=samples or _samples_there(own_data, own_teacher, root),
+        samples=samples or there,
+        score=score,
         from_teacher=from_teacher,
     )
     taken = [name for name in files if (directory / name).exists()]
@@ -187,12 +189,14 @@ def study_files(
     size: int | None = None,
     own_space: bool = False,
     samples: int | None = None,
+    score: Quantity | None = None,
     from_teacher: bool = False,
 ) -> dict[str, str]:
     """Return the files of a new study by name, in the order they are written. Raises ConfigError on another --size.
 
     `space` auto is one made for texts, or images of `size` pixels, or of the size that the data is known to have. So
-    many training `samples` decide epochs and batch size; None: not known, taken as 5,000.
+    many training `samples` decide epochs and batch size; None: not known, taken as 5,000. `score` is that of the data,
+    None where it is not known.
     """
     from kdnas.datasets import kind_of
     from kdnas.study.config import ExportConfig
@@ -216,7 +220,7 @@ def study_files(
     epochs, batch_size = proposed_training(count)
     recipe = {"epochs": max(30, epochs), "batch_size": batch_size, **_unusual(searched.family)}
     trained_here = {"family": searched.family, "choices": largest, "training": recipe}
-    score = next(iter(kind_of(data.type).scores), ACCURACY)
+    score = score or next(iter(kind_of(data.type).scores), ACCURACY)
     where, others = _SPACE_FILE if own_space else space, ", ".join(space_names())
     stated = STATED.format(space=where, spaces=others, shape=work.shape, samples=work.samples)
     files = {_SPACE_FILE: _space_text(space)} if own_space else {}
@@ -230,12 +234,13 @@ def study_files(
         ),
         students=CUT.format(cut=work.cut) if from_teacher else stated,
         score=score.name,
-        goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
+        goal=f"{score.name}>=0.9" if score.direction == "maximize" else f"{score.name}<=20",
         start="" if from_teacher else START,
         steps=_steps(family, fine_tuned=from_teacher and work is not IMAGES),
         clip="" if work is not IMAGES else "# ",
         views=work.views,
         losses=_losses(),
+        loss="{type: mse, weight: 0.9}" if score == SPEARMAN else "{type: kd, weight: 0.9, temperature: 4.0}",
         formats=", ".join([*(["huggingface"] if from_teacher and work is not IMAGES else []), *ExportConfig().formats]),
         latency=work.latency,
         samples=work.samples,
@@ -319,24 +324,27 @@ def proposed_training(samples: int) -> tuple[int, int]:
     return max(5, math.ceil(_UPDATES / math.ceil(samples / batch_size))), batch_size
 
 
-def _samples_there(data: Chosen, teacher: Chosen, root: Path) -> int | None:
-    """Return how many training samples there are; None where none are yet, or they cannot be read, which is told."""
+def _there(data: Chosen, teacher: Chosen, root: Path) -> tuple[int | None, Quantity | None]:
+    """Return how many training samples there are, and their task's score.
+
+    None where there are none yet, or they cannot be read, which is told.
+    """
     from kdnas.study.config import DataConfig
     from kdnas.workshop.opening import cache_dir, load_data
 
     options = _data_options(data, teacher)
     named = [value for value in options.values() if isinstance(value, str) and value not in ("bpe", "bytes")]
     if "function" in options or not all(_is_there(root, value) for value in named):
-        return None
+        return None, None
     try:
         section = DataConfig.model_validate({"type": data.type, **options})
         loaded = load_data(section, root, cache_dir())
     except InputError as error:
         for problem in error.problems:
             typer.echo(f"note: the data is there and cannot be read as stated: {problem}", err=True)
-        return None
+        return None, None
     scored = loaded.stated_validation or section.validation_fraction * len(loaded.train)
-    return round(len(loaded.train) - scored)
+    return round(len(loaded.train) - scored), loaded.task.score
 
 
 def _is_there(root: Path, name: str) -> bool:

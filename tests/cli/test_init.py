@@ -84,6 +84,19 @@ def test_data_that_is_there_and_not_read_as_stated_is_told(tmp_path, monkeypatch
     assert "label_column: no column is called as a label usually is (allowed: Nummer, Text, Urteil)" in told
 
 
+def test_numbers_as_labels_make_a_study_that_predicts_them(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("KDNAS_DATA", str(tmp_path))
+    monkeypatch.setenv("KDNAS_CACHE", str(tmp_path / "cache"))
+    rows = "".join(f"a film of {n},{n / 4}\n" for n in range(40))
+    (tmp_path / "marks.csv").write_text("text,score\n" + rows)
+    assert main(["init", str(tmp_path / "a"), "--data", "marks.csv", "--teacher", "student"]) == 0
+    config = load_study(tmp_path / "a").config
+    assert config.objectives[0] == "spearman"
+    assert [loss.type for loss in config.distillation.losses] == ["mse"]
+    assert "spearman>=0.9" in (tmp_path / "a" / "study.yaml").read_text()
+
+
 def test_the_command_writes_tells_what_is_next_and_never_overwrites(tmp_path, capsys):
     folder = tmp_path / "my study!"
     assert main(["init", str(folder), "--data", "npz", "--own-space"]) == 0

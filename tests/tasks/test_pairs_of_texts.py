@@ -151,5 +151,5 @@ def test_a_study_of_pairs_ends_in_exports_that_take_two_texts(root: Path, kind: 
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert f"early {100 * share:.1f} %" in printed
     card = (out / "MODEL_CARD.md").read_text()
-    assert "| mean f1 |" in card
-    assert "| matthews |" in card
+    assert "| mean macro F1 |" in card
+    assert "| Matthews correlation |" in card

@@ -218,4 +218,4 @@ def test_a_study_ends_in_a_student_that_tells_the_number(root: Path, tmp_path: P
     own = [sys.executable, str(out / "huggingface" / "predict.py"), f"{a}\t{b}"]
     output = subprocess.run(own, capture_output=True, text=True, check=True).stdout
     assert float(output.rpartition(":")[2]) == pytest.approx(wanted, abs=2e-3)
-    assert "spearman" in (out / "MODEL_CARD.md").read_text()
+    assert "Spearman correlation" in (out / "MODEL_CARD.md").read_text()
