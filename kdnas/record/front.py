@@ -176,11 +176,10 @@ def hypervolume_over_time(
         if begun is not None and trial.ended is not None:
             seconds = max(seconds, before + (trial.ended - begun).total_seconds())
         if trial.number in counting and not breaches(values, run.limits):
-            points = np.vstack([points, minimised([values], run.objectives)])
-            mask = non_dominated(points)
-            points = points[mask]
-            # The volume moves only when the newest point, the last row, is on the front.
-            volume = volumes.hypervolume(points, reference) if mask[-1] else volume
+            point = minimised([values], run.objectives)
+            if not (points <= point).all(axis=1).any():  # a student that is no better changes nothing
+                points = np.vstack([points[~(point <= points).all(axis=1)], point])
+                volume = volumes.hypervolume(points, reference)
         curve.append((trial.number, seconds, volume))
     return curve
 
