@@ -54,7 +54,7 @@ def searched(
 ) -> dict[str, Any]:
     """Return what became of a search on a cluster of its own that is disturbed once its third trial has ended."""
     run = scratch / name
-    with network(), cluster(scratch / f"ray-{name}"):
+    with network(), cluster(scratch / f"ray{len(name)}"):  # the path of a socket may have 107 characters
         settings = {
             "executor": f"{{type: ray, address: '{HOSTS[HEAD]}:{PORT}', workers: 2}}",
             "evaluator.options.seconds": SECONDS,
