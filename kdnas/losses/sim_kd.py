@@ -23,7 +23,7 @@ class ReusedClassifier(DistillationLoss):
     Students are of a space that fixes `projected` to the channels that the teacher's classifier takes: their last maps
     are projected to these, and that classifier is theirs, as it is; all of it counts in their costs. The mean over the
     batch, channels and positions; of two maps the larger is average-pooled. Usual weight: 1, with
-    task_weight 0. Brief trainings want more: in ten epochs on digits weight 30 reached 97.1 %, 1 80.2 % (two seeds).
+    task_weight 0; a mean of small maps' differences is small, so that brief trainings may want more.
     """
 
     needs = frozenset({"stages", "classifier"})
