@@ -68,6 +68,13 @@ class TeacherContext:
     earlier_student: Callable[[Path, str], EarlierStudent] = _no_runs
     asks_once: bool = False
     """Whether the study asks about each of the data's samples in one view alone, and about no others."""
+    others: Data | None = None
+    """Samples other than the study's, from which networks that are trained here learn; None: its own."""
+
+    @property
+    def learnt(self) -> Data:
+        """The samples from which networks that are trained here learn, and by whose statistics they normalise."""
+        return self.data if self.others is None else self.others
 
 
 TEACHERS: Registry[Callable[..., Teacher]] = Registry("teacher", __name__, "context")

@@ -61,7 +61,8 @@ def parties(
             is: at 0.1 most parties lack most classes, at 100 they are alike.
         combine: What is answered.
         noise: Of `votes`: the standard deviation of the noise, in votes.
-        key: Of `votes`: a file of 32 random bytes or more, relative to the data root, that draws the noise.
+        key: Of `votes`: a file of 32 random bytes or more, relative to the data root, that draws the noise: for other
+            networks, and for other `noise`, anew, and what their answers cost adds up.
         delta: Of `votes`: the probability with which epsilon may fail; below one over the number of private samples.
     """
     voting = combine == "votes"
@@ -76,10 +77,13 @@ def parties(
         networks.append(network)
     name = f"{count} {short_name(family)} networks of as many parties"
     task = task_of(context.data.task)
-    entered = [task.entrance(network, context.data) for network in networks]
-    module = Voting(entered, noise, secret) if noise is not None else Mean(entered)
+    entered = [task.entrance(network, context.learnt) for network in networks]
+    facts: dict[str, Any] = {"combine": combine, "noise": noise, "statistics": context.learnt.statistics}
+    module: nn.Module = Mean(entered)
+    if noise is not None:  # other networks' votes have noise of their own: what two have in common could be taken out
+        drawn = hashlib.blake2b(fingerprint(module, facts).encode(), key=hashlib.sha256(secret).digest()).digest()
+        module, facts["key"] = Voting(entered, noise, drawn), hashlib.sha256(drawn).hexdigest()
     module.eval().requires_grad_(False).to(context.device)
-    facts = {"combine": combine, "noise": noise, "key": hashlib.sha256(secret).hexdigest()}
     notes = (note,) if note else ()
     return Teacher(name, module, (), None, fingerprint(module, facts), notes)
 

@@ -28,9 +28,9 @@ def student(
     """
     network, arch = context.train_student(family, choices, training or {}, context.notify)
     name, facts = f"{short_name(family)} trained here", {"family": short_name(family)}
-    statistics = context.data.statistics
+    statistics = context.learnt.statistics
     if MEAN in statistics:
         teacher = fit_teacher(name, network, context, Expected(statistics[MEAN], statistics[DEVIATION]), facts=facts)
     else:
-        teacher = enter_teacher(name, network, context, context.data, facts)
+        teacher = enter_teacher(name, network, context, context.learnt, facts)
     return dataclasses.replace(teacher, arch=arch)

@@ -400,7 +400,7 @@ class Workshop:
         earlier = functools.partial(earlier_student, data_root=self.data_root)
         taught = given or self.data
         context = TeacherContext(
-            taught, self.data_root, self.device, training.network, self.notify, earlier, self._asks_once
+            taught, self.data_root, self.device, training.network, self.notify, earlier, self._asks_once, learnt
         )
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
         if learnt is not None:

@@ -123,3 +123,22 @@ def test_votes_are_asked_about_each_sample_once(context) -> None:
     with pytest.raises(TeacherError, match="further answer"):
         build(dataclasses.replace(opened, asks_once=False), **VOTES)
     assert asked == []
+
+
+def test_noise_is_of_the_networks_and_of_its_size(context) -> None:
+    """Were it the same for others, it could be taken out of two teachers' votes, which would tell single ones."""
+    opened, images = context[0], torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
+    few, more, larger = (build(opened, **{**VOTES, **options}) for options in ({}, {"count": 4}, {"noise": 80.0}))
+    loud = few.module(images)
+    assert torch.equal(build(opened, **VOTES).module(images), loud)
+    # With noise that drowns the votes, the same draws would nearly always name the same class.
+    assert (more.module(images) == loud).all(dim=1).float().mean() < 0.5
+    assert (larger.module(images) == loud).all(dim=1).float().mean() < 0.5
+
+
+def test_networks_normalise_by_what_they_learnt_from(context, raw_images) -> None:
+    opened, images = context[0], raw_images(context[0])
+    theirs = dataclasses.replace(opened.data, channel_mean=(10.0, 20.0, 30.0), channel_std=(5.0, 6.0, 7.0))
+    teacher = build(dataclasses.replace(opened, others=theirs))
+    assert torch.equal(teacher.module(images), build(dataclasses.replace(opened, data=theirs)).module(images))
+    assert teacher.fingerprint != build(opened).fingerprint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -27,5 +29,10 @@ def test_the_trained_student_is_fed_normalised_images(open_context, raw_images) 
     expected = train("", {}, {}, None)[0].eval()((images - mean) / std)
     torch.testing.assert_close(teacher.module(images), expected)
     assert teacher.notes == ()
+    theirs = dataclasses.replace(context.data, channel_mean=(10.0, 20.0, 30.0), channel_std=(5.0, 6.0, 7.0))
+    learnt = TEACHERS.build("student", dataclasses.replace(context, others=theirs), **options)
+    mean, std = (torch.tensor(part)[:, None, None] for part in (theirs.channel_mean, theirs.channel_std))
+    expected = train("", {}, {}, None)[0].eval()((images - mean) / std)
+    torch.testing.assert_close(learnt.module(images), expected, msg="it normalises by what it learnt from")
     assert teacher.arch == Arch.of("resnet", {"width": 8})
     assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
