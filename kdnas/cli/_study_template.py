@@ -186,6 +186,8 @@ final:
   data_fraction: 1.0
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up
+  # route: assistants  # each is taught by members of the front in turn, or born_again; else direct (until: epochs)
+  # compare_direct: true  # the picked one directly too, on the same budget
   # completions: [words.jsonl]  # what language models are to complete, or to answer; objectives may name it: `words`
 
 # --- What is exported at the end. kdnas list exporters
