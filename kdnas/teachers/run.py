@@ -19,8 +19,8 @@ def run(context: TeacherContext, *, run: str, pick: str = DEFAULT_PICK) -> Teach
 
     Its classes are matched with the data's by name. With the earlier study's data gone and new ones in their place,
     a student that learns of it keeps what it knew (learning without forgetting, Li and Hoiem, ECCV 2016); a student of
-    its own family, or one that is cut out of it (`space: {derive: teacher}`), begins with its weights. Raises
-    TeacherError.
+    its own family whose classes have the same order, or one that is cut out of it (`space: {derive: teacher}`), begins
+    with its weights. Raises TeacherError.
 
     Args:
         context: What the study hands over.
@@ -32,6 +32,10 @@ def run(context: TeacherContext, *, run: str, pick: str = DEFAULT_PICK) -> Teach
     name, facts = f"student of {earlier.study}", {"run": earlier.study}
     naming = Naming.of(earlier.class_names, "the run's class names") if earlier.class_names else None
     teacher = _fitted(name, earlier, context, facts, naming)
+    order = getattr(teacher.module, "order", None)
+    if earlier.arch is not None and order is not None and order.tolist() != list(range(len(earlier.class_names))):
+        note = "its classes are others or in another order: no student begins with its weights"
+        return dataclasses.replace(teacher, notes=(*teacher.notes, note))
     return dataclasses.replace(teacher, arch=earlier.arch)
 
 

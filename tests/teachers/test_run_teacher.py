@@ -53,6 +53,9 @@ def test_its_classes_are_found_by_name_and_its_size_is_kept(open_context, raw_im
     straight = opened(context, earlier())
     images = raw_images(context)
     torch.testing.assert_close(teacher.module(images), straight.module(images).flip(1))
+    assert straight.arch is not None
+    assert teacher.arch is None, "a student that began with its weights would name wrong classes"
+    assert any("another order" in note for note in teacher.notes)
     assert any("resized to 32x32" in note for note in teacher.notes)
     with pytest.raises(TeacherError, match="class_names"):
         opened(context, earlier(class_names=(*NAMES[:8], "lion", "tiger")))
