@@ -47,8 +47,8 @@ _AUTO = {
 }
 """By what the name of a class has in it: what opens it, and what model hubs call its work."""
 
-_WORD_SCALE = "scalar_embed_scale"
-"""The attribute of an embedding that holds the factor of its rows."""
+_WORD_SCALES = ("scalar_embed_scale", "embed_scale")
+"""The attributes of an embedding that hold the factor of its rows."""
 
 _LOADER = Loader(
     "model.safetensors",
@@ -213,21 +213,36 @@ def _scaled_as(stock: nn.Module, network: Any) -> Any:
     """
     theirs = dict(stock.named_modules())
     for name, module in network.named_modules():
-        ours, asked = (getattr(part, _WORD_SCALE, None) for part in (module, theirs.get(name)))
+        ours, asked = (_word_scale(part) for part in (module, theirs.get(name)))
         if ours == asked or not ours or not asked:
             continue
         network, share = copy.deepcopy(network), ours / asked
         words, answers = network.get_submodule(name), network.get_output_embeddings()
-        norms = [
-            part for part in network.modules() if type(part).__name__.endswith("RMSNorm") and hasattr(part, "weight")
-        ]
+        norms = [part for part in network.modules() if "Norm" in type(part).__name__ and hasattr(part, "weight")]
         with torch.no_grad():
             if answers is not None and answers.weight is words.weight:
-                norms[-1].weight.add_(1).div_(share).sub_(1)  # its factors are 1 + weight
+                _divide(norms[-1], share)
             words.weight.mul_(share)
-        words.embed_scale.fill_(asked)
-        setattr(words, _WORD_SCALE, asked)
+        for scale in (scale for scale in _WORD_SCALES if hasattr(words, scale)):
+            held = getattr(words, scale)
+            setattr(words, scale, torch.full_like(held, asked) if isinstance(held, Tensor) else asked)
     return network
+
+
+def _word_scale(embedding: nn.Module | None) -> float | None:
+    """Return by what an embedding multiplies its rows, None where it is not told."""
+    scales = (getattr(embedding, name, None) for name in _WORD_SCALES)
+    return next((scale for scale in scales if isinstance(scale, int | float)), None)
+
+
+def _divide(norm: Any, share: float) -> None:
+    """Make a norm give what it gave by `share`."""
+    if isinstance(norm, nn.LayerNorm):
+        norm.weight.div_(share)
+        if norm.bias is not None:
+            norm.bias.div_(share)
+    else:
+        norm.weight.add_(1).div_(share).sub_(1)  # Gemma's factors are 1 + weight
 
 
 def _other_answers(network: Any, config: Any, example: Example) -> str:
@@ -241,7 +256,7 @@ def _other_answers(network: Any, config: Any, example: Example) -> str:
     for path, module in network.named_modules():
         for name, ours in vars(module).items():
             theirs = getattr(stock.get_submodule(path), name, None)
-            if isinstance(ours, int | float) and theirs != ours and name != "training":
+            if isinstance(ours, int | float) and theirs is not None and theirs != ours and name != "training":
                 return f"{path}.{name} of the student is {ours:g}, and {theirs} in it"
     return "opened by its library with these sizes it gives other outputs"
 

@@ -275,7 +275,10 @@ class Anatomy:
         return dataclasses.replace(self, axes=tuple(axes), depths=tuple(depths))
 
     def mask(self, network: nn.Module, kept: Kept) -> nn.Module:
-        """Return a copy of `network` at full size in which nothing reads what is not `kept`: the measure of a cut."""
+        """Return a copy of `network` at full size in which nothing reads what is not `kept`: the measure of a cut.
+
+        Blocks that are not kept run, and hand on what they were given, so that the others run at their own places.
+        """
         masked = copy.deepcopy(network)
         tensors = dict(named_tensors(masked))
         with torch.no_grad():
@@ -284,7 +287,8 @@ class Anatomy:
                 for tie in axis.ties:
                     if tie.reads and dropped:
                         tensors[tie.tensor].index_fill_(tie.dim, _flat(tie, dropped), 0.0)
-        _leave_out(masked, self.gone(kept))
+        for block in self.gone(kept):
+            masked.get_submodule(block).register_forward_hook(_handed_on, with_kwargs=True)
         return masked
 
     def renamed(self, network: nn.Module, name: str, kept: Kept) -> str:
@@ -308,6 +312,13 @@ class Anatomy:
                 parts.append(part)
             original = f"{original}.{part}".removeprefix(".")
         return ".".join(parts)
+
+
+def _handed_on(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """Return what `block` was given of the shape of what it gave, in that form: a tensor, or several after it."""
+    made = output if isinstance(output, Tensor) else output[0]
+    given = next(part for part in (*inputs, *named.values()) if isinstance(part, Tensor) and part.shape == made.shape)
+    return given if isinstance(output, Tensor) else (given, *output[1:])
 
 
 def _inverse(places: Tensor) -> Tensor:
@@ -367,13 +378,15 @@ def _refit(layer: nn.Module) -> None:
         return
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) and layer.groups == 1:
+        layer.in_channels, layer.out_channels = weight.shape[:2]
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise
             layer.groups = weight.shape[0] * layer.groups // layer.out_channels
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
-    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(layer, nn.modules.batchnorm._NormBase):
         layer.num_features = weight.shape[0]
     elif isinstance(layer, nn.GroupNorm):
         layer.num_channels = weight.shape[0]
@@ -505,6 +518,7 @@ def _fault(
     kept = {part.name: _spread(part, share) for part in parts if not (whole and isinstance(part, Depth))}
     try:
         cut = outputs(anatomy.cut(network, kept), example)
+        masked = outputs(anatomy.mask(network, kept), example)
     except Exception as error:  # it runs the user's own module, which may raise anything
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         return f"the cut network does not run, for its code counts on the whole size ({reason})"
@@ -512,7 +526,7 @@ def _fault(
         return "the cut network's outputs are not finite"
     if not exact:
         return _fault_without_norms(anatomy, network, example, kept)
-    return _difference(cut, outputs(anatomy.mask(network, kept), example))
+    return _difference(cut, masked)
 
 
 def _fault_without_norms(anatomy: Anatomy, network: nn.Module, example: Example, kept: Kept) -> str:
@@ -520,14 +534,16 @@ def _fault_without_norms(anatomy: Anatomy, network: nn.Module, example: Example,
 
     Without its norms a network's numbers grow, so it is run in float64. What that does not work for is taken for right.
     """
-    wide = tuple(part.double() if part.is_floating_point() else part for part in in_order(example))
     cut, masked = anatomy.cut(network, kept), anatomy.mask(network, kept)
-    try:
-        with norms_as_scales(cut, masked):
-            ours, theirs = outputs(cut.double(), wide), outputs(masked.double(), wide)
-    except Exception:  # the user's own module, which may be of one type
-        return ""
-    return _difference(ours, theirs) if bool(torch.isfinite(theirs).all()) else ""
+    for dtype in (torch.float64, torch.float32):
+        given = tuple(part.to(dtype) if part.is_floating_point() else part for part in in_order(example))
+        try:
+            with norms_as_scales(cut, masked):
+                ours, theirs = outputs(cut.to(dtype), given), outputs(masked.to(dtype), given)
+        except Exception:  # the user's own module, which may be of one type
+            continue
+        return _difference(ours, theirs) if bool(torch.isfinite(theirs).all()) else ""
+    return ""
 
 
 def _difference(cut: Tensor, masked: Tensor) -> str:

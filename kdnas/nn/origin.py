@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,15 +102,41 @@ def cut_source(cut: Cut, network: nn.Module) -> str:
     the two differ in more than blocks, shapes and numbers.
     """
     rebuilt = copy.deepcopy(cut.whole)
+    tables = _tables(cut)
+    keep_places(rebuilt, tables)
     remove_blocks(rebuilt, cut.gone)
     shapes = _shapes(rebuilt, network)
     set_shapes(rebuilt, shapes)
     data = {"BLOCKS_THAT_ARE_GONE": cut.gone, "SHAPES": shapes, "NUMBERS": _numbers(rebuilt, network)}
-    tables = "\n".join(f"{name} = {_literal(value)}" for name, value in data.items())
-    functions = "\n\n".join(inspect.getsource(part) for part in (remove_blocks, set_shapes, _refit, set_numbers))
+    parts: list[Callable[..., Any]] = [remove_blocks, set_shapes, _refit, set_numbers]
+    build = _BUILD.format(kept=_KEPT if tables else "")
+    if tables:
+        data["PLACES"] = tables
+        parts.insert(0, keep_places)
+    text = "\n".join(f"{name} = {_literal(value)}" for name, value in data.items())
+    functions = "\n\n".join(map(inspect.getsource, parts))
     return "\n\n\n".join(
-        text.strip("\n") for text in (_HEAD, cut.origin.code, tables, functions, _BUILD, _answer(cut.origin))
+        part.strip("\n") for part in (_HEAD, cut.origin.code, text, functions, build, _answer(cut.origin))
     )
+
+
+def _tables(cut: Cut) -> dict[str, dict[int, list[int]]]:
+    """Return which places stay of the buffers of `cut.whole` that no file of weights holds: its code computes them."""
+    saved = cut.whole.state_dict(keep_vars=True)
+    computed = {name for name, _ in cut.whole.named_buffers(remove_duplicate=False) if name not in saved}
+    places = cut.anatomy.places(cut.whole, cut.kept)
+    return {
+        name: {dim: left.tolist() for dim, left in dims.items()} for name, dims in places.items() if name in computed
+    }
+
+
+def keep_places(network: nn.Module, places: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
+    """Leave of buffers, by dotted name and dimension, what stands at these places."""
+    for name, dims in places.items():
+        path, _, leaf = name.rpartition(".")
+        module = network.get_submodule(path)
+        for dim, left in dims.items():
+            setattr(module, leaf, getattr(module, leaf).index_select(dim, torch.tensor(left)))
 
 
 def set_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -210,10 +236,11 @@ def _answer(origin: Origin) -> str:
 
 
 _HEAD = "from __future__ import annotations\n\nimport copy\n\nimport torch\nfrom torch import Tensor, nn"
+_KEPT = "\n    keep_places(network, PLACES)"
 _BUILD = '''
 def build_student():
     """Return the student: the whole network cut to its sizes. Its weights are loaded afterwards."""
-    network = whole_network()
+    network = whole_network(){kept}
     remove_blocks(network, BLOCKS_THAT_ARE_GONE)
     set_shapes(network, SHAPES)
     set_numbers(network, NUMBERS)

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 _LAST = (F.layer_norm, torch.layer_norm, F.rms_norm)
 """Norms over the last dimensions, whose second argument is their shape."""
 _SECOND = (F.group_norm, torch.group_norm)
+_CHANNEL_BY_CHANNEL = ("batchnorm", "instancenorm")
+"""In the names of norms that average over a channel alone."""
 
 
 @contextmanager
@@ -37,8 +39,10 @@ def norms_as_scales(*networks: nn.Module) -> Iterator[None]:
 def norms_by_itself(module: nn.Module) -> bool:
     """Whether a module is a norm over channels that is none of torch's own, by the name of its class."""
     name = type(module).__name__.lower().replace("grn", "norm")  # a global response norm
-    known = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or "batchnorm" in name
-    return "norm" in name and not known and not any(module.children()) and any(map(_is_vector, module.parameters()))
+    known = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+    if "norm" not in name or known or any(kind in name for kind in _CHANNEL_BY_CHANNEL):
+        return False
+    return not any(module.children()) and any(map(_is_vector, module.parameters()))
 
 
 def _is_vector(parameter: Tensor) -> bool:
@@ -77,5 +81,6 @@ def _scaled_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> A
         return output
     x, parts = inputs[0], [getattr(module, leaf, None) for leaf in ("weight", "bias")]
     lengths = {part.numel() for part in parts if isinstance(part, Tensor)}
-    spread = (-1,) if lengths == {x.shape[-1]} else (-1, *[1] * (x.ndim - 2))  # channels come last, or second
+    last = lengths == {x.shape[-1]} and "2d" not in type(module).__name__.lower()
+    spread = (-1,) if last else (-1, *[1] * (x.ndim - 2))  # channels come last, or second
     return _scaled(x, *(part.view(spread) if isinstance(part, Tensor) else None for part in parts))

@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 _FVCORE_PRODUCTS = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum")
 _FUSED = "scaled_dot_product_attention"
 _ADDED = "baddbmm"
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def traced_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -67,8 +68,8 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of `module(*inputs)` by fvcore's operator counts.
 
     A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
-    count, and products that it has no formula of its own for: attention's two where they are fused, and one that is
-    added to something, as BLOOM's attention does.
+    count, and products that it has no formula of its own for: attention's two where they are fused, one that is added
+    to something, as BLOOM's attention does, and recurrent layers; its formula of einsum keeps four digits.
     """
     with whole_operators_taken_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
@@ -82,11 +83,24 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
             (batch, rows, inner), (*_, columns) = map(get_shape, taken[1:3])
             return int(batch * rows * inner * columns)
 
+        def recurrent(taken: list[Any], given: list[Any]) -> int:
+            steps = math.prod(get_shape(taken[0])[:2])
+            weights = [get_shape(weight) for weight in taken[2].node().inputs()]
+            return steps * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+        def summed(taken: list[Any], given: list[Any]) -> int:
+            shapes = [get_shape(operand) for operand in taken[1].node().inputs()]
+            seen: list[int] = []
+            with torch.device("meta"), ProductsSeen(lambda _, __, macs: seen.append(macs)):
+                torch.einsum(taken[0].toIValue(), *map(torch.empty, shapes))
+            return sum(seen)
+
         analysis = FlopCountAnalysis(module, inputs)
-        analysis.set_op_handle(f"aten::{_FUSED}", fused, f"aten::{_ADDED}", added)
+        analysis.set_op_handle(f"aten::{_FUSED}", fused, f"aten::{_ADDED}", added, "aten::einsum", summed)
+        analysis.set_op_handle(**{f"aten::{operator}": recurrent for operator in _RECURRENT})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counts = analysis.by_operator()
-    return int(sum(counts.get(operator, 0) for operator in (*_FVCORE_PRODUCTS, _FUSED, _ADDED)))
+    return int(sum(counts.get(operator, 0) for operator in (*_FVCORE_PRODUCTS, _FUSED, _ADDED, *_RECURRENT)))
 
 
 def parameter_count(module: nn.Module) -> int:

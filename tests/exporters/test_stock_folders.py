@@ -112,6 +112,31 @@ def test_a_student_of_a_teacher_in_half_precision_is_told_in_its_own(name, tmp_p
     assert network.config.dtype == torch.float16
 
 
+WORDS = {"vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 32}
+
+
+def test_the_words_of_a_narrower_network_are_scaled_as_its_library_scales_them(tmp_path):
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **WORDS}
+    KINDS["biogpt"] = hugging_face("BioGptForCausalLM", "BioGptConfig", settings)
+    network, example, anatomy = opened("biogpt")
+    student, cut = cut_to(network, example, anatomy, sizes_of(anatomy, "width", "heads"))
+    assert why_not(cut, student) == ""
+    expected = outputs(student, example)
+    assert (reopened(student, example, tmp_path) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_code_cuts_the_positions_that_no_file_of_weights_holds():
+    settings = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64, **WORDS}
+    KINDS["xglm"] = hugging_face("XGLMForCausalLM", "XGLMConfig", settings)
+    network, example, anatomy = opened("xglm")
+    student, cut = cut_to(network, example, anatomy, sizes_of(anatomy, "width", "depth"))
+    made = {}
+    exec(cut_source(cut, student), made)
+    again = made["build_student"]().eval()
+    again.load_state_dict(student.state_dict())
+    assert torch.equal(outputs(again, example), outputs(student, example))
+
+
 def test_code_gives_layers_of_other_sizes_a_configuration_each():
     network, example, anatomy = opened("phi3")
     heads = [axis for axis in anatomy.axes if axis.role == "heads"]

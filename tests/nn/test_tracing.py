@@ -151,3 +151,24 @@ def test_library_models_count_as_fvcore_counts_them(name: str) -> None:
     if name.startswith("vit"):  # 12 layers of 197 tokens, 192 wide: fvcore does not see the fused attention
         expected += 12 * 2 * 197 * 197 * 192
     assert traced_macs(network, torch.zeros(1, *shape)) == fvcore_macs(network, torch.zeros(1, *shape)) == expected
+
+
+class _Recurrent(nn.Module):
+    """Two kinds of recurrent layers, and sums that einsum spells, of which the last contracts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(33, 6, 2, batch_first=True, bidirectional=True)
+        self.second = nn.GRU(12, 5)
+        self.weight = nn.Parameter(torch.randn(5, 12, 17))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x)[0])[0]
+        return torch.einsum("bnd,dhk->bnhk", x, self.weight).sum() + torch.einsum("i,j->ij", x[0, 0], x[0, 1]).sum()
+
+
+def test_recurrent_layers_and_einsum_count_as_fvcore_counts_them() -> None:
+    network, given = _Recurrent().eval(), torch.randn(1, 7, 33)
+    first = 7 * 2 * (24 * (33 + 6) + 24 * (12 + 6))
+    expected = first + 7 * 15 * (12 + 5) + 7 * 5 * 12 * 17
+    assert traced_macs(network, given) == fvcore_macs(network, given) == expected

@@ -36,8 +36,8 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
         except Exception as error:  # networks of any make are read, whose widths and names may be whatever
             why.append(f"read as {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
-        if found is not None and found.parts and (name != _LAST[0] or _is_one_stream(found, example)):
-            return found
+        if found is not None and found.parts and (name != _LAST[0] or _is_one_stream(found, network, example)):
+            return found if second is None or _reach(found, network) > _reach(second, network) else second
         second = found if found is not None and found.parts else second
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
     if second is not None:
@@ -48,13 +48,23 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
     raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")
 
 
-def _is_one_stream(found: Anatomy, example: Example) -> bool:
-    """Whether a network of layers is nothing else: one of images whose stages have several widths is a convnet rather.
+def _is_one_stream(found: Anatomy, network: nn.Module, example: Example) -> bool:
+    """Whether a network of layers is nothing else: one of images is a convnet rather where convolutions stand in them.
 
-    There convolutions stand between the layers, and are most of what can be cut.
+    That also holds where they do between the layers, whose stages have several widths. What gates the channels of a CNN
+    looks like layers, too.
     """
-    pixels = isinstance(example, Tensor) and example.is_floating_point()
-    return not pixels or any(axis.role == "width" for axis in found.axes)
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        return True
+    layers = [network.get_submodule(block) for depth in found.depths for block in depth.blocks]
+    inside = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in layers for part in layer.modules())
+    return not inside and any(axis.role == "width" for axis in found.axes)
+
+
+def _reach(found: Anatomy, network: nn.Module) -> int:
+    """Return how many parameters of `network` the axes of `found` cut."""
+    tied = {tie.tensor for axis in found.axes for tie in axis.ties}
+    return sum(parameter.numel() for name, parameter in network.named_parameters() if name in tied)
 
 
 def layer_roles() -> list[tuple[LayerRoles, bool]]:

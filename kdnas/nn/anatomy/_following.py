@@ -124,6 +124,7 @@ class _Follower(TorchDispatchMode):
             _aten.native_layer_norm: lambda: self._norm(args[0], -1, given[1:]) if len(args[1]) == 1 else None,
             _aten.native_group_norm: lambda: self._norm(args[0], 1 - args[0].ndim, given[1:]) if args[6] == 1 else None,
             _aten.cat: lambda: self._joined(given, args[1] if len(args) > 1 else 0),
+            _aten._prelu_kernel: lambda: self._meeting(given),
             **dict.fromkeys(_BATCH_NORMS, lambda: self._batch_norm(given)),
             **dict.fromkeys(_SHAPES, lambda: self._reshaped(given[0], made)),
             **dict.fromkeys((_aten.im2col, _aten.col2im), lambda: self._windows(given[0], made)),

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from kdnas.nn.anatomy import ANATOMIES
 from kdnas.nn.anatomy._following import followed
 from kdnas.nn.anatomy._stream import last_layer
-from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Count, Depth, Role, Tie, Uncut, named_tensors
+from kdnas.nn.anatomy._ties import out_size
+from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Count, Depth, Role, Tie, Uncut, named_tensors, outputs
 from kdnas.nn.scaling_norms import norms_by_itself
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
@@ -30,14 +31,13 @@ _ALL = "all channels"
 _MOST_WORK = 1 << 18
 """Places that torch-pruning may go through: some seconds' work, of which networks without attention take a tenth."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @ANATOMIES.register
 def convnet(network: nn.Module, example: Tensor) -> Anatomy | None:
-    """Read a convolutional network: its groups of tied channels, and the residual blocks that may be left out."""
-    if not any(isinstance(module, _CONVOLUTIONS) for module in network.modules()):
-        return None
-    if not isinstance(example, Tensor):  # no network of images takes several inputs
+    """Read a network of convolutions or linear layers: its groups of tied channels, and its residual blocks."""
+    if not isinstance(example, Tensor) or not example.is_floating_point():  # what no network of images takes
         return None
     axes, uncut = _channels(network, example)
     if uncut:
@@ -58,8 +58,9 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
             warnings.simplefilter("ignore")  # of which dimension of bare parameters it takes for the channels
             graph = DependencyGraph().build_dependency(traced, example_inputs=example)
         _bound_work(graph)
-        last = last_layer(traced, example)
-        groups = list(graph.get_all_groups(ignored_layers=[last], root_module_types=roots))
+        last, answers = last_layer(traced, example), outputs(traced, example)
+        ignored = [last] if out_size(last) == answers.shape[1] else []  # else something without a layer answers
+        groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=roots))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         return [], [Uncut(_ALL, f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
     axes, uncut = [], []
@@ -166,6 +167,8 @@ def _axis(name: str, group: Any, graph: Any, names: dict[nn.Module, str]) -> Axi
         for tie in _ties(module, names, graph, rows, parts, outward=outward):
             ties.setdefault((tie.tensor, tie.dim, tie.reads), tie)
     tensors = dict(named_tensors(graph.model))
+    if made := next((tie.tensor for tie in ties.values() if tie.tensor not in tensors), ""):
+        raise ValueError(f"{made} is computed anew from others whenever it is used")
     if any(int(tie.places.max()) >= tensors[tie.tensor].shape[tie.dim] for tie in ties.values()):
         raise ValueError("the trace does not tell where in a layer they are")
     if not any(tie.reads for tie in ties.values()):
@@ -200,15 +203,16 @@ def _ties(
     name = names.get(module)
     if name is None:
         return  # an operation without weights
-    reading = not outward and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    if reading:
+    turned = isinstance(module, _TRANSPOSED) and module.groups == 1
+    if not outward and isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)):
         whole = isinstance(module, nn.Linear) or module.groups == 1
-        yield Tie(f"{name}.weight", 1, places if whole else torch.arange(units)[:, None], reads=True)
+        places = places if whole else torch.arange(units)[:, None]
+        yield Tie(f"{name}.weight", 0 if turned else 1, places, reads=True)
         return
     for leaf in _PER_CHANNEL:
         tensor = getattr(module, leaf, None)
         if isinstance(tensor, Tensor) and tensor.ndim:
-            yield Tie(f"{name}.{leaf}", 0, places)
+            yield Tie(f"{name}.{leaf}", 1 if turned and leaf == "weight" else 0, places)
 
 
 def _bare_parameter(parameter: nn.Parameter, graph: Any) -> tuple[str, int]:
@@ -293,7 +297,7 @@ def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int
                 return
             if len(inputs) > 1 and name.rpartition(".")[0] not in lists:  # the identity takes one
                 return
-            if inputs[0].shape == output.shape and output.ndim > 2:
+            if inputs[0].shape == output.shape and output.ndim > 1:
                 seen[name] = (inputs[0].clone(), *inputs[1:])
 
         return hook

@@ -239,3 +239,74 @@ def test_a_part_under_a_norm_that_fails_beside_exact_cuts_alone_is_left_whole():
 def test_a_network_of_which_nothing_can_be_cut_is_refused_in_words():
     with pytest.raises(ValueError, match="nothing of a Sequential can be cut"):
         read_anatomy(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2))
+
+
+class Block(nn.Module):
+    """A block of two convolutions, and what may stand behind each."""
+
+    def __init__(self, norm=nn.BatchNorm2d, act=nn.ReLU, gate=False):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.n1, self.n2, self.act = norm(16), norm(16), act()
+        self.gate = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 16), nn.Sigmoid()) if gate else None
+
+    def forward(self, x):
+        made = self.n2(self.b(self.act(self.n1(self.a(x)))))
+        made = made * self.gate(made.mean((2, 3)))[:, :, None, None] if self.gate is not None else made
+        return x + made
+
+
+class Own(nn.Module):
+    """A stem, a body, and a head over its mean."""
+
+    def __init__(self, *body):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 16, 3), nn.Sequential(*body), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class ByPlace(Own):
+    """Weighs its blocks by their place."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        for weight, block in zip((1.0, 0.5, 0.25), self.body, strict=False):
+            x = x + weight * block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def instance_norm(width):
+    return nn.InstanceNorm2d(width, affine=True)
+
+
+def normed_weights():
+    network = Own(Block(), Block())
+    nn.utils.parametrizations.weight_norm(network.body[0].a)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "roles", "blocks", "why"),
+    [
+        (lambda: Own(*(Block(instance_norm) for _ in range(3))), (1, 3), [3], ""),
+        (lambda: Own(*(Block(act=nn.PReLU) for _ in range(3))), (1, 3), [3], ""),
+        (lambda: Own(*(Block(gate=True) for _ in range(3))), (1, 6), [3], ""),
+        (lambda: Own(nn.ConvTranspose2d(16, 16, 2, 2), Block(), Block()), (2, 2), [2], ""),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 5)), (1, 0), [], ""),
+        (lambda: ByPlace(*(Block() for _ in range(3))), (1, 3), [], "differ from the masked one's"),
+        (normed_weights, (0, 1), [1], "body.0.a.weight is computed anew from others whenever it is used"),
+    ],
+)
+def test_networks_as_users_write_them_are_cut_or_said_why_not(make, roles, blocks, why):
+    torch.manual_seed(0)
+    network, example = make().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    found = [axis.role for axis in anatomy.axes]
+    assert (found.count("width"), found.count("inner")) == roles
+    assert [len(depth.blocks) for depth in anatomy.depths] == blocks
+    assert any(why in part.why for part in anatomy.uncut) if why else anatomy.uncut == ()
