@@ -314,7 +314,7 @@ class Anatomy:
         return ".".join(parts)
 
 
-def _handed_on(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+def _handed_on(block: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, object], output: Any) -> Any:
     """Return what `block` was given of the shape of what it gave, in that form: a tensor, or several after it."""
     made = output if isinstance(output, Tensor) else output[0]
     given = next(part for part in (*inputs, *named.values()) if isinstance(part, Tensor) and part.shape == made.shape)
