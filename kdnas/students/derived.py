@@ -301,6 +301,10 @@ class Derived(StudentFamily):
     def anatomy(self) -> Anatomy:
         """What can be cut, ranked."""
         calibration = self.calibration
+        if gone := [name for name in calibration.parts if name not in self._read.by_name]:
+            what = f"parts of it that the run's students were cut in are not found any more: {', '.join(gone[:3])}"
+            fix = "the version of kdnas that began the run, or a new run"
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", what, fix))
         found = part_of(self._read, calibration.parts)
         return ranked(dataclasses.replace(found, uncut=calibration.uncut), Ranking(dict(calibration.scores)))
 

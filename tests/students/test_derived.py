@@ -331,3 +331,14 @@ def test_a_teacher_that_is_dear_to_read_is_shown_fewer_samples(monkeypatch):
     monkeypatch.setattr(derived, "_MACS", 10 * macs)
     assert asked() == 64
     assert asked(samples=30) == 30
+
+
+def test_a_run_whose_teacher_has_other_parts_now_is_told(tmp_path):
+    network, task = case("timm:resnet18")
+    family = family_of(network, task, kept=tmp_path / "family.json", importance="l1")
+    family.keep()
+    known = json.loads((tmp_path / "family.json").read_text())
+    known["parts"][0] = "elsewhere.channels"
+    (tmp_path / "family.json").write_text(json.dumps(known))
+    with pytest.raises(TeacherError, match=r"parts of it .* not found any more: elsewhere\.channels"):
+        _ = family_of(network, task, kept=tmp_path / "family.json", importance="l1").anatomy
