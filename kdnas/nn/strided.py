@@ -32,7 +32,7 @@ def thinned_first(network: nn.Module) -> Iterator[None]:
         and layer.kernel_size == (1, 1)
         and max(layer.stride) > 1
         and layer.groups == 1
-        and layer.padding == (0, 0)
+        and layer.padding in ((0, 0), "valid")
         and type(layer).forward is nn.Conv2d.forward
         and "forward" not in vars(layer)
     ]

@@ -12,6 +12,9 @@ from kdnas.teachers import TEACHERS, EarlierStudent, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, enter_teacher, fit_teacher
 from kdnas.teachers._class_names import Naming, class_order
 
+_NEAR = 0.1
+"""Differences of statistics that are not told."""
+
 
 @TEACHERS.register
 def run(context: TeacherContext, *, run: str, pick: str = DEFAULT_PICK) -> Teacher:
@@ -36,7 +39,22 @@ def run(context: TeacherContext, *, run: str, pick: str = DEFAULT_PICK) -> Teach
     if earlier.arch is not None and order is not None and order.tolist() != list(range(len(earlier.class_names))):
         note = "its classes are others or in another order: no student begins with its weights"
         return dataclasses.replace(teacher, notes=(*teacher.notes, note))
-    return dataclasses.replace(teacher, arch=earlier.arch)
+    return dataclasses.replace(teacher, arch=earlier.arch, notes=(*teacher.notes, *_moved(earlier, context)))
+
+
+def _moved(earlier: EarlierStudent, context: TeacherContext) -> tuple[str, ...]:
+    """Return a note where a student that begins with its weights sees pixels otherwise than it did."""
+    theirs, ours = earlier.statistics, context.data.statistics
+    if earlier.arch is None or MEAN not in theirs or MEAN not in ours:
+        return ()
+    apart = max(abs(a - b) / std for a, b, std in zip(theirs[MEAN], ours[MEAN], theirs[DEVIATION], strict=True))
+    wider = max(max(a / b, b / a) for a, b in zip(theirs[DEVIATION], ours[DEVIATION], strict=True))
+    if apart < _NEAR and wider < 1 + _NEAR:
+        return ()
+    told = f"means {apart:.2g} deviations apart, deviations {wider:.2g}-fold"
+    return (
+        f"students that begin with its weights normalise by {context.data.name}, which differs from its data: {told}",
+    )
 
 
 def _fitted(

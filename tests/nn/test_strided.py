@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_definition(stride: int | tuple[int, int], si
 
 
 def test_layers_are_as_they_were_when_it_ends() -> None:
-    network = nn.Sequential(nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 1))
+    network = nn.Sequential(nn.Conv2d(4, 4, 1, 2, "valid"), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 1))
     with thinned_first(network):
         assert ["forward" in vars(layer) for layer in network] == [True, False, False]
         with thinned_first(network):

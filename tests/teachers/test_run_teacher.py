@@ -44,6 +44,9 @@ def test_it_sees_what_it_saw_in_its_own_run(open_context, raw_images) -> None:
     images = raw_images(context)
     torch.testing.assert_close(teacher.module(images), student.network((images - mean) / std))
     assert teacher.arch == student.arch, "students of its family begin with its weights"
+    assert any("normalise by random, which differs" in note for note in teacher.notes)
+    alike = opened(context, earlier(statistics=dict(context.data.statistics)))
+    assert not any("normalise" in note for note in alike.notes)
     assert opened(context, earlier()).fingerprint == teacher.fingerprint
 
 
