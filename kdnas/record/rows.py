@@ -172,7 +172,8 @@ class Rows(_Passing):
     def _noted(self, kind: Kind) -> dict[str, Any]:
         if kind not in self._notes:
             table = _NOTES[kind]
-            wanted = select(table.c.key, table.c.value_json).where(table.c.study_id == self._study_id)
+            own = table.c.study_id == self._study_id
+            wanted = select(table.c.key, table.c.value_json).where(own).order_by(*table.primary_key)
             with self._connected() as connection:
                 self._notes[kind] = {key: json.loads(text) for key, text in connection.execute(wanted)}
         return self._notes[kind]
@@ -364,7 +365,7 @@ def _read(connection: Connection, wanted: ColumnElement[bool]) -> Iterator[Froze
 
     params, values, steps = by_trial(_PARAMS), by_trial(_VALUES), by_trial(_STEPS)
     attributes = {kind: by_trial(table) for kind, table in _ATTRIBUTES.items()}
-    for row in connection.execute(select(_TRIALS).where(wanted)).all():
+    for row in connection.execute(select(_TRIALS).where(wanted).order_by(_TRIALS.c.trial_id)).all():
         known = {each.param_name: (distribution_of(each.distribution_json), each.param_value) for each in
                  params.get(row.trial_id, ())}  # fmt: skip
         told = sorted(values.get(row.trial_id, ()), key=lambda each: each.objective)

@@ -183,3 +183,16 @@ def test_the_queue_gives_who_is_asked_for_and_otherwise_nobody():
     assert (second.number, second.params) == (1, {"depth": 2})
     assert queueing("s", study._storage, None, sampler).ask(domain).number == 3
     assert [trial.state.name for trial in study.trials] == ["WAITING", "RUNNING", "WAITING", "RUNNING"]
+
+
+def test_notes_and_trials_come_in_the_order_in_which_they_were_written(tmp_path):
+    rows, study, _ = opened(tmp_path)
+    for key in ("b/2", "a/1", "c/0", "a/10"):
+        study.set_user_attr(key, key)
+    study.set_user_attr("b/2", "again")
+    for _ in range(3):
+        study.ask(DOMAIN)
+    study.tell(1, 0.5)
+    _, again, _ = opened(tmp_path)
+    assert list(again.user_attrs) == list(study.user_attrs) == ["b/2", "a/1", "c/0", "a/10"]
+    assert [trial.number for trial in again.trials] == [0, 1, 2]

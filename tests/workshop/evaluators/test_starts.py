@@ -206,7 +206,8 @@ def test_a_supernet_that_does_not_learn_says_what_may_help(study, tmp_path, monk
 
 
 def test_the_teacher_is_asked_about_a_few_views_only_where_that_is_asked_for(tmp_path):
-    study = sharing.load(sharing.write(tmp_path), "supernet.views=2", "supernet.epochs=3", "seed=77")
+    varied = "training.augmentation={crop_padding: 1}"
+    study = sharing.load(sharing.write(tmp_path), "supernet.views=2", "supernet.epochs=3", "seed=77", varied)
     printed = []
     sharing.prepared(study, tmp_path / "run", observe=printed.append)
     kept = {
