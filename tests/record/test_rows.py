@@ -186,7 +186,7 @@ def test_the_queue_gives_who_is_asked_for_and_otherwise_nobody():
 
 
 def test_notes_and_trials_come_in_the_order_in_which_they_were_written(tmp_path):
-    rows, study, _ = opened(tmp_path)
+    _, study, _ = opened(tmp_path)
     for key in ("b/2", "a/1", "c/0", "a/10"):
         study.set_user_attr(key, key)
     study.set_user_attr("b/2", "again")
