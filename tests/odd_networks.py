@@ -1,11 +1,24 @@
 """Small residual networks as users have them, each odd in one way: a file that a study names as its teacher's."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
+
+
+@dataclass
+class Answer:
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class Named(NamedTuple):
+    features: torch.Tensor
+    logits: torch.Tensor
 
 
 class Odd(nn.Module):
@@ -39,6 +52,8 @@ class Odd(nn.Module):
             return {"features": maps, "logits": logits}
         if self.kind == "tuple":
             return logits, maps
+        if self.kind in ("record", "named"):
+            return (Answer if self.kind == "record" else Named)(maps, logits)
         if self.kind == "model_output":
             return ImageClassifierOutput(logits=logits)
         return logits

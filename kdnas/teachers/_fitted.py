@@ -172,7 +172,8 @@ def in_words(answer: Any) -> str:
     if isinstance(answer, Tensor):
         return f"its answers of shape {tuple(answer.shape)[1:]} are taken as a row an image" if answer.ndim > 2 else ""
     if isinstance(answer, Mapping) or hasattr(answer, "logits"):
-        return f"it gives several outputs ({', '.join(map(str, answer))}), of which the logits are taken"
+        names = answer if isinstance(answer, Mapping) else getattr(answer, "_fields", None) or vars(answer)
+        return f"it gives several outputs ({', '.join(map(str, names))}), of which the logits are taken"
     return f"it gives a {type(answer).__name__} of {len(answer)}, of which the logits are taken"
 
 

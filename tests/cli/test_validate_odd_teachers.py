@@ -69,6 +69,8 @@ def validated(folder, capsys, *settings):
     ("settings", "expected"),
     [
         (["teacher.arguments.kind=mapping"], "it gives several outputs (features, logits), of which the logits are"),
+        (["teacher.arguments.kind=record"], "it gives several outputs (features, logits), of which the logits are"),
+        (["teacher.arguments.kind=named"], "it gives several outputs (features, logits), of which the logits are"),
         (["teacher.arguments.kind=tuple"], "it gives a tuple of 2, of which the logits are taken"),
         (["teacher.arguments.kind=model_output"], "it gives several outputs (logits), of which the logits are taken"),
         (["teacher.arguments.kind=compiled"], "torch.compile is taken off the network"),
