@@ -55,6 +55,7 @@ _EXTRAS = {
     "onnxscript": ("onnx", "export to ONNX"),
     "onnxruntime": ("onnx", "the check of an ONNX export"),
     "openvino": ("openvino", "export to OpenVINO"),
+    "executorch": ("executorch", "export to ExecuTorch"),
     "optuna_dashboard": ("dashboard", "optuna-dashboard on a study.db"),
     "ray": ("ray", "executor: ray"),
     "psycopg": ("postgres", "trials in a PostgreSQL database"),

@@ -124,6 +124,23 @@ def load_openvino():
     return logits_of
 '''
 
+_EXECUTORCH = '''
+
+def load_executorch():
+    """Return the network of student.pte, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs executorch."""
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(FOLDER / "student.pte")
+    method = program.load_method("forward")
+
+    def logits_of(pixels):
+        _ = program  # which the method needs
+        return method.execute([torch.from_numpy(pixels.astype(np.float32))])[0].numpy().copy()
+
+    return logits_of
+'''
+
 
 LOADERS = {
     loader.file: loader
@@ -131,6 +148,7 @@ LOADERS = {
         Loader("student.py", "load_student", "PyTorch", _STUDENT),
         Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
         Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
+        Loader("student.pte", "load_executorch", "executorch", _EXECUTORCH),
     )
 }
 

@@ -177,6 +177,23 @@ def load_openvino():
     return logits_of
 '''
 
+_EXECUTORCH = '''
+
+def load_executorch():
+    """Return the network of student.pte, a function: its inputs to logits [B, K]. Needs executorch."""
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(FOLDER / "student.pte")
+    method = program.load_method("forward")
+
+    def logits_of(inputs):
+        _ = program  # which the method needs
+        return method.execute([torch.from_numpy(part) for part in inputs])[0].numpy().copy()
+
+    return logits_of
+'''
+
 
 _LOADERS = {
     loader.file: loader
@@ -184,6 +201,7 @@ _LOADERS = {
         Loader("student.py", "load_student", "PyTorch", _STUDENT),
         Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
         Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
+        Loader("student.pte", "load_executorch", "executorch", _EXECUTORCH),
     )
 }
 

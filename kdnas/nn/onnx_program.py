@@ -60,7 +60,7 @@ def onnx_model(
             opset_version=_OPSET,
             input_names=list(examples),
             output_names=["logits", *(parts or {})],
-            dynamic_shapes=(each,) if _takes_any_number(module) else each,
+            dynamic_shapes=(each,) if takes_any_number(module) else each,
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for
@@ -83,7 +83,7 @@ def _call_length(model: Any) -> None:
                 axis.dim_param = spelled.sub("length", axis.dim_param)
 
 
-def _takes_any_number(module: nn.Module) -> bool:
+def takes_any_number(module: nn.Module) -> bool:
     """Whether a module is called with `*inputs`, whose shapes torch.export wants together."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL

@@ -66,6 +66,24 @@ def test_openvino_takes_any_batch_and_any_length(name, tmp_path):
     assert {"student.xml", "student.bin"} <= set(files)
 
 
+TAKEN = [name for name in NAMES if name != "gpt2"]
+
+
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=slow) for name in TAKEN if name != "bert")])
+def test_executorch_takes_any_batch_and_any_length(name, tmp_path):
+    pytest.importorskip("executorch")
+    files = EXPORTERS.build("executorch", student(name), tmp_path).files  # three batches, three lengths, in its runtime
+    assert "student.pte" in files
+
+
+@slow
+def test_what_executorch_cannot_read_is_said(tmp_path):
+    """Its programs keep strides that GPT-2's own layers cannot view."""
+    pytest.importorskip("executorch")
+    with pytest.raises(ExportError, match="no program of ExecuTorch"):
+        EXPORTERS.build("executorch", student("gpt2"), tmp_path)
+
+
 @slow
 @pytest.mark.parametrize("name", ["hf_vit", *TEXTS])
 def test_a_uniform_student_opens_as_a_folder_of_its_library(name, tmp_path):
