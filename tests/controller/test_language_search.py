@@ -104,7 +104,7 @@ def test_a_search_ends_in_a_folder_that_continues_texts(folder: Path) -> None:
     card = (folder / "run/export/MODEL_CARD.md").read_text()
     assert "| on | mean perplexity |" in card
     best = min(repeat.score for trial in run.trials for repeat in trial.repeats)
-    assert f"(validation perplexity {best:.4f}" in card
+    assert f"(validation perplexity {run.score.shown(best)}" in card
     assert params <= run.teacher.values["params"]
     assert run.teacher_further.keys() == {"last", "questions"}
     for repeat in run.trials[0].repeats or run.trials[1].repeats:
