@@ -201,7 +201,7 @@ def study_files(
     from kdnas.datasets import kind_of
     from kdnas.study.config import ExportConfig
     from kdnas.study.loading import STUDY_FILE
-    from kdnas.study.members import registry_of
+    from kdnas.study.members import TRAINED_HERE, registry_of
     from kdnas.study.spaces import load_space, space_names
 
     work = OF_TEXTS.get(kind_of(data.type).poses, IMAGES)
@@ -230,7 +230,7 @@ def study_files(
         teacher=_section(
             "teachers",
             teacher.type,
-            trained_here if teacher.type in _TRAINED_HERE else {**_placeholders(teacher), **teacher.options},
+            trained_here if teacher.type in TRAINED_HERE else {**_placeholders(teacher), **teacher.options},
         ),
         students=CUT.format(cut=work.cut) if from_teacher else stated,
         score=score.name,
@@ -257,14 +257,14 @@ def study_files(
 
 def _data_options(data: Chosen, teacher: Chosen) -> dict[str, Any]:
     """Return what is known of the data's options: of texts also the tokenizer, the one that the teacher reads with."""
-    from kdnas.study.members import registry_of
+    from kdnas.study.members import TRAINED_HERE, registry_of
 
     known = {**_placeholders(data), **data.options}
     if "test" in data.options:
         known.pop("test_fraction", None)
     options = registry_of("datasets").options(data.type).model_fields
     if "tokenizer" in options:
-        trained_here = teacher.type in _TRAINED_HERE and data.type != "token_files"
+        trained_here = teacher.type in TRAINED_HERE and data.type != "token_files"
         known["tokenizer"] = "bpe" if trained_here else teacher.options.get("model", "my_teacher")
     return known
 
@@ -280,7 +280,6 @@ def space_for(size: int | None) -> str:
 
 _UPDATES = 1_000
 """Of a proposed score: twice what is too few (`kdnas.study.updates.FEW_UPDATES`)."""
-_TRAINED_HERE = ("student", "parties")
 _UNKNOWN_SAMPLES = 5_000
 _FINE_TUNING = 3e-4, 5e-5, 2e-3
 """Learning rate, lowest, highest of students cut out of a transformer of texts, which a larger one makes forget."""

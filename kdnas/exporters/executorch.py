@@ -22,7 +22,7 @@ from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
 from kdnas.exporters._onnx import check_runtime
 from kdnas.exporters._predict import LOADERS, check_predict, write_predict
 from kdnas.exporters._probe import as_fed, plain_copy, probe_inputs
-from kdnas.nn.onnx_program import takes_any_number
+from kdnas.nn.onnx_program import dynamic_shapes
 
 REQUIRES = ("executorch",)
 EXTRA = "executorch"
@@ -72,9 +72,9 @@ def _program(student: TrainedStudent) -> bytes:
     dims: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MOST)}
     if any(taken.kind in ("tokens", "mask") for taken in student.spec.inputs):
         dims[1] = torch.export.Dim("length", min=1, max=student.spec.size)
-    each = tuple(dims for _ in examples)
+    shapes = dynamic_shapes(module, dims, len(examples))
     try:
-        exported = torch.export.export(module, examples, dynamic_shapes=(each,) if takes_any_number(module) else each)
+        exported = torch.export.export(module, examples, dynamic_shapes=shapes)
         return bytes(to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
     except Exception as error:  # torch.export and ExecuTorch raise types of their own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

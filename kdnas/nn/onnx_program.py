@@ -51,7 +51,6 @@ def onnx_model(
     dims = {0: torch.export.Dim("batch")}
     if dynamic_length:
         dims[1] = torch.export.Dim.DYNAMIC
-    each = tuple(dims for _ in examples)
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -60,7 +59,7 @@ def onnx_model(
             opset_version=_OPSET,
             input_names=list(examples),
             output_names=["logits", *(parts or {})],
-            dynamic_shapes=(each,) if takes_any_number(module) else each,
+            dynamic_shapes=dynamic_shapes(module, dims, len(examples)),
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for
@@ -83,10 +82,14 @@ def _call_length(model: Any) -> None:
                 axis.dim_param = spelled.sub("length", axis.dim_param)
 
 
-def takes_any_number(module: nn.Module) -> bool:
-    """Whether a module is called with `*inputs`, whose shapes torch.export wants together."""
+def dynamic_shapes(module: nn.Module, dims: Mapping[int, Any], inputs: int) -> tuple[Any, ...]:
+    """Return what torch.export wants to know of so many inputs, whose `dims` are all dynamic.
+
+    Shapes of a module that is called with `*inputs` it wants together.
+    """
+    each = tuple(dims for _ in range(inputs))
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
-    return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
+    return (each,) if kinds and kinds[0] is inspect.Parameter.VAR_POSITIONAL else each
 
 
 @contextlib.contextmanager

@@ -57,6 +57,8 @@ _PACKAGES = {
 }
 FAMILIES = tuple(_PACKAGES)
 """What a study can name members of. Each family's package holds its registry under the family's name in capitals."""
+TRAINED_HERE = ("student", "parties")
+"""The teachers that are student families' members, trained for the study."""
 
 
 def registry_of(family: str) -> Registry[Any]:
@@ -138,7 +140,7 @@ def _teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Prob
 
 def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Problem]:
     """Yield what is wrong inside a teacher of student families' members that are trained here."""
-    if not isinstance(section, dict) or section.get("type") not in ("student", "parties"):
+    if not isinstance(section, dict) or section.get("type") not in TRAINED_HERE:
         return
     training, family, choices = section.get("training"), section.get("family"), section.get("choices")
     if isinstance(training, dict):

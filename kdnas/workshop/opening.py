@@ -324,9 +324,7 @@ class Workshop:
         return self._shares[key]
 
     def _share_indices(self, fraction: float, proxy: Member | None) -> np.ndarray:
-        if fraction >= 1.0:
-            return self.train_indices
-        if proxy is None:
+        if proxy is None or fraction >= 1.0:
             return self._drawn(self.data, self.train_indices, fraction)
         seed = derive_seed(self.sources.seed, "data fraction")
         return self.train_indices[proxy_places(self, proxy, fraction, seed)]
