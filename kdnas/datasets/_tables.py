@@ -146,17 +146,19 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _row(where: str, cells: Sequence[Any], columns: _Columns) -> Row:
-    texts = tuple(_text(cells[place]) for place in columns.texts)
-    label = cells[columns.label]
-    if isinstance(label, Decimal):
-        label = float(label)
+    return Row(where, tuple(_text(cells[place]) for place in columns.texts), plain_label(cells[columns.label]))
+
+
+def plain_label(label: Any) -> Any:
+    """Return a label as text, int where it is a whole number, float; None where there is none."""
     if isinstance(label, str):
-        label = label.replace("\ufeff", "").strip() or None
-    elif isinstance(label, float):
-        label = None if math.isnan(label) else int(label) if label.is_integer() else label
-    elif isinstance(label, bool):
-        label = str(label).lower()
-    return Row(where, texts, label)
+        return label.replace("\ufeff", "").strip() or None
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float | Decimal):
+        label = float(label)
+        return None if math.isnan(label) else int(label) if label.is_integer() else label
+    return label
 
 
 def _text(cell: Any) -> str | None:

@@ -265,6 +265,17 @@ def test_what_a_function_returns_is_checked(root: Path) -> None:
         returning("['a', 'b'], [1], ['c'], [1]")
     with pytest.raises(DataError, match="train 1: is int '3'"):
         returning("['a', 3], [1, 0], ['c'], [1]")
+    with pytest.raises(DataError, match="train 1: has 1 text, the first one 2"):
+        returning("[('a', 'b'), ('c',)], [1, 0], [('c', 'd')], [1]")
+    with pytest.raises(DataError, match=r"train 0: is tuple '\(\)'"):
+        returning("[(), ()], [1, 0], [()], [1]")
+    for labels in ("[True, False]", "np.array([True, False])", "torch.tensor([True, False])"):
+        lines = f"import numpy as np, torch\ndef load(data_root):\n    return ['a', 'b'], {labels}, ['c'], {labels}[:1]"
+        name = f"of{abs(hash(labels))}.py"
+        (root / name).write_text(lines)
+        options = {"function": f"{name}:load", "tokenizer": "bytes"}
+        data = DATASETS.build("text_module", root, root.parent / "cache", **options)
+        assert texts_of(data) == [("a", "true"), ("b", "false"), ("c", "true")]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
