@@ -297,8 +297,9 @@ def _cells(
     count = last = 0
     try:
         with open_text(file, encoding) as text:
-            rule = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-            rows = csv.reader(text, delimiter=delimiter, quoting=rule, strict=strict)
+            rows = csv.reader(
+                text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE, strict=strict
+            )
             for cells in rows:
                 last = rows.line_num
                 if not any(cell.strip() for cell in cells):
