@@ -12,7 +12,7 @@ from kdnas.core.words import counted
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
 from kdnas.datasets._generated import Generated, Generation
-from kdnas.datasets._inputs import Problems
+from kdnas.datasets._inputs import Problems, name_of
 from kdnas.datasets._tables import (
     COLUMNAR,
     OBJECTS,
@@ -108,7 +108,7 @@ def text_corpus(
     if generated is not None:
         described["generate"] = generated.identity()
     size = sum({file.path: file.size for file in every}.values())
-    corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
+    corpus = Corpus(name_of(every[0].shown, data_root), described, pieces, shares, size)
     return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
 
 

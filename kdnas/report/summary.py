@@ -67,7 +67,7 @@ def what_was_searched(run: RunRecord) -> str:
         alone = "the teacher" if names[:1] == ["teacher"] else f"the teacher {', '.join(names)}"
         teachers = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
         how = f"distilled from {teachers}" if names else "trained without a teacher"
-        source = f"for the data set {short_name(config.data.type)}{classes}, {how}"
+        source = f"for the data set {run.lock.data.name or short_name(config.data.type)}{classes}, {how}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 

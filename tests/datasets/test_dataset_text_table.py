@@ -140,6 +140,14 @@ def test_a_folder_that_save_to_disk_wrote(root: Path) -> None:
         opened(root, train="saved")
 
 
+def test_what_the_data_are_called(root: Path) -> None:
+    (root / "reviews").mkdir()
+    for place in ("a.csv", "reviews/a.csv"):
+        (root / place).write_text(separated(","), encoding="utf-8")
+    assert opened(root, train="a.csv").name == "a.csv"
+    assert opened(root, train="reviews/a.csv").name == "reviews"
+
+
 def test_a_member_of_an_archive(root: Path) -> None:
     (root / "a.csv").write_text(separated(","), encoding="utf-8")
     with tarfile.open(root / "all.tar.xz", "w:xz") as archive:
