@@ -20,7 +20,7 @@ from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened
 from kdnas.controller.waiting import work_off
 from kdnas.controller.workers import start_executor
-from kdnas.core.arch import Arch
+from kdnas.core.arch import Arch, Scalar
 from kdnas.core.comparison import holm, paired_p_value
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import mean_ci95
@@ -50,7 +50,7 @@ class Student:
     """One student of a comparison, with the settings that its search tuned."""
 
     arch: Arch
-    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ def command(
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
     from kdnas.audit.auditing import pending, plan_audit
-    from kdnas.audit.losses import parse_losses
     from kdnas.cli._terminal import console as terminal
     from kdnas.cli._terminal import say
     from kdnas.record.storage import load_run
+    from kdnas.study.losses import parse_losses
     from kdnas.workshop import opening
 
     record = load_run(run)
@@ -230,10 +230,10 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
 
 
 def _show(run: RunRecord, console: Console) -> None:
-    from kdnas.audit.losses import loss_name
     from kdnas.audit.result import audit_result
     from kdnas.cli._terminal import printed, say
     from kdnas.report.audit import findings, tables
+    from kdnas.study.losses import loss_name
 
     result = audit_result(run)
     if result is None:

@@ -80,7 +80,9 @@ _REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, optuna.exc
 _NOTES_OF_OLD = {"teacher_test_accuracy": "teacher_test_score"}
 
 
-def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
+def distributions(
+    space: SearchSpace, tune: Mapping[str, TuneRange | tuple[Scalar, ...]]
+) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of every choice and tuned setting: evenly spaced integers keep their order."""
     result: dict[str, BaseDistribution] = {}
     for choice in space.choices:
@@ -88,8 +90,11 @@ def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str
             result[choice.name] = IntDistribution(choice.values[0], choice.values[-1], step=choice.step)  # type: ignore[arg-type]
         else:
             result[choice.name] = CategoricalDistribution(choice.values)
-    for name, bounds in tune.items():
-        result[name] = FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+    for name, asked in tune.items():
+        if isinstance(asked, TuneRange):
+            result[name] = FloatDistribution(asked.low, asked.high, log=asked.log)
+        else:
+            result[name] = CategoricalDistribution(asked)
     return result
 
 
@@ -230,7 +235,7 @@ class Record:
         self._close(number, OptunaState.FAIL)
 
     @_on_disk
-    def describe(self, number: int, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
+    def describe(self, number: int, arch: Arch, tuned: Mapping[str, Scalar], fidelity: Fidelity) -> None:
         """Write what a running trial is."""
         trial = self._asked[number]
         trial.set_user_attr("arch_id", arch.arch_id)

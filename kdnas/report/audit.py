@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from kdnas.audit.losses import loss_name
 from kdnas.audit.result import SCORE, TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
@@ -19,6 +18,7 @@ from kdnas.record.records import RunRecord
 from kdnas.report.figures import FRONT, Figure, score_axis, styled
 from kdnas.report.table import Table
 from kdnas.report.wording import in_html, label, scaled, shown, shown_interval
+from kdnas.study.losses import loss_name
 
 _RANKERS = {SCORE: "search score", "params": "params alone", "macs": "MACs alone"}
 UNKNOWN = "not known"

@@ -32,7 +32,7 @@ from kdnas.record.front import (
 from kdnas.record.lock import SupernetRecord, TeacherReport
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.architecture import families_in_words
-from kdnas.report.searched import stuck_at_bounds
+from kdnas.report.searched import stuck_at_bounds, tuned_in_words
 from kdnas.report.wording import (
     bound_in_words,
     duration,
@@ -408,7 +408,7 @@ def trust(run: RunRecord) -> list[str]:
     if volume is not None and members:
         point = reference_in_words(run)
         sentences.append(f"Hypervolume of the front: {volume_in_words(volume)}, below the reference point {point}.")
-    return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
+    return [*sentences, *tuned_in_words(run), *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 
 def costs(run: RunRecord) -> list[tuple[str, str]]:

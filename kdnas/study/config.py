@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import pydantic
+import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -19,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from kdnas.core.arch import Scalar
 from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity, SearchStart, Start
 from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quantity, score_among
@@ -109,6 +112,29 @@ class TuneRange(Section):
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("needs low < high, and low > 0 where log is true")
         return self
+
+
+def _in_yaml(value: Any) -> Any:
+    """Return a mapping among the values of a setting as the text that it is in YAML, which a trial's record holds."""
+    if not isinstance(value, dict):
+        return value
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=math.inf).strip()
+
+
+_TUNE_VALUES: pydantic.TypeAdapter[tuple[Scalar, ...]] = pydantic.TypeAdapter(
+    Annotated[tuple[Annotated[Scalar, BeforeValidator(_in_yaml)], ...], Field(min_length=2)]
+)
+
+
+def _range_or_values(value: Any, _: Any) -> TuneRange | tuple[Scalar, ...]:
+    if not isinstance(value, list | tuple):
+        return TuneRange.model_validate(value)
+    values = _TUNE_VALUES.validate_python(value)
+    if len({repr(one) for one in values}) < len(values):
+        raise ValueError("states a value twice")
+    if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+        raise ValueError("needs finite numbers")
+    return values
 
 
 class Rung(Section):
@@ -455,8 +481,11 @@ class StudyConfig(Section):
     promotion: Promotion = Promotion()
     trackers: tuple[Member, ...] = ()
     """Where the progress of the search goes in addition to the screen."""
-    tune: dict[str, TuneRange] = Field(default_factory=dict)
-    """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
+    tune: dict[str, Annotated[TuneRange | tuple[Scalar, ...], WrapValidator(_range_or_values)]] = Field(
+        default_factory=dict
+    )
+    """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}` or a
+    list of values, among them the losses: `distillation.losses: [kd, hint+kd, {type: dist, task_weight: 1}]`."""
     sampler: SamplerConfig = SamplerConfig(type="auto")
     executor: ExecutorConfig = ExecutorConfig()
     storage: Annotated[str, AfterValidator(_storage)] | None = None

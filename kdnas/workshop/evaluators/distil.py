@@ -41,6 +41,7 @@ from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
 from kdnas.study.config import BLOCKS
 from kdnas.study.spaces import arch_of
+from kdnas.study.tuning import LOSSES_KEY, recipes_to_try
 from kdnas.study.updates import updates_in_words
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged, epochs_done
@@ -323,7 +324,7 @@ class Distil(Evaluator):
         }
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
-        """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
+        """Try all losses of the study on the teachers and these students, and whether they have the wanted exports.
 
         Raises ConfigError where a loss cannot be computed, and where none of them has an export; one that only some
         have is reported.
@@ -331,7 +332,15 @@ class Distil(Evaluator):
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
-        check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
+        problems: list[Problem] = []
+        for losses, recipe in recipes_to_try(self.context.config).items():
+            try:
+                check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
+            except ConfigError as error:
+                where = f"tune.{LOSSES_KEY}" if losses else ""
+                problems += [Problem(where or each.where, each.what, each.allowed) for each in error.problems]
+        if problems:
+            raise ConfigError(problems)
         check_exports(self.context.config.export.formats, workshop)
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
