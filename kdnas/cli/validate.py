@@ -19,12 +19,12 @@ from kdnas.errors import InputError, Problem
 from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
-    from kdnas.core.arch import Scalar
     from kdnas.core.objective import Quantity
     from kdnas.core.space import SearchSpace
     from kdnas.record.lock import TeacherReport
-    from kdnas.study.config import DataConfig, StudyConfig, TuneRange
+    from kdnas.study.config import DataConfig, StudyConfig
     from kdnas.study.loading import LoadedStudy
+    from kdnas.study.tune import Tuned
     from kdnas.training.recipe import Distillation
 
 
@@ -190,7 +190,7 @@ def _size(space: SearchSpace) -> str:
     return f"{counted(len(space.choices), 'choice')}, {space.count():,} distinct settings"
 
 
-def _offered(asked: TuneRange | tuple[Scalar, ...]) -> str:
+def _offered(asked: Tuned) -> str:
     if isinstance(asked, tuple):
         return " | ".join(map(str, asked))
     return f"{asked.low:g} to {asked.high:g}"

@@ -68,7 +68,8 @@ from kdnas.record.trials import (
     what_else,
     with_retraining,
 )
-from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.config import StudyConfig
+from kdnas.study.tune import Tuned, TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -80,9 +81,7 @@ _REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, optuna.exc
 _NOTES_OF_OLD = {"teacher_test_accuracy": "teacher_test_score"}
 
 
-def distributions(
-    space: SearchSpace, tune: Mapping[str, TuneRange | tuple[Scalar, ...]]
-) -> dict[str, BaseDistribution]:
+def distributions(space: SearchSpace, tune: Mapping[str, Tuned]) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of every choice and tuned setting: evenly spaced integers keep their order."""
     result: dict[str, BaseDistribution] = {}
     for choice in space.choices:

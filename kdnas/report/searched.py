@@ -21,7 +21,7 @@ from kdnas.core.words import counted
 from kdnas.record.front import comparable, front, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.report.wording import duration, label, number
-from kdnas.study.config import TuneRange
+from kdnas.study.tune import TuneRange
 
 FEWEST_BEST = 3
 _BEST_SHARE = 0.2

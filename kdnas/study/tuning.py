@@ -17,9 +17,10 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plugins import short_name
 from kdnas.registry import Member, validation_problems
-from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.config import StudyConfig
 from kdnas.study.losses import losses_spelled
 from kdnas.study.teachers import teacher_problems
+from kdnas.study.tune import Tuned, TuneRange
 from kdnas.training.recipe import NUMERICS, Distillation, LossTerm, Recipe, with_training
 
 LOSSES_KEY = "distillation.losses"
@@ -103,13 +104,24 @@ def final_recipe(config: StudyConfig, tuned: Mapping[str, Scalar]) -> Recipe:
     """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution."""
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(update=config.final_fidelity.training)
-    return recipe.model_copy(update={"training": training})
+    distillation = config.final.distillation or recipe.distillation
+    return recipe.model_copy(update={"training": training, "distillation": distillation})
 
 
-def recipes_to_try(config: StudyConfig) -> dict[str, Recipe]:
-    """Return the recipes by whose losses students are trained, by what is tuned of them; "": the study's own."""
-    found = {"" if losses is None else str(losses): recipe for losses, recipe in _alternatives(config).items()}
-    return {"": config.recipe, **found} if config.shares_weights else found
+def recipes_to_try(config: StudyConfig) -> dict[tuple[str, Scalar], Recipe]:
+    """Return the recipes by whose losses students are trained, by the key of the study and its value.
+
+    The key of the study's own losses is empty: problems have theirs.
+    """
+    alternatives = _alternatives(config)
+    found = {
+        ("", "") if losses is None else (f"tune.{LOSSES_KEY}", losses): one for losses, one in alternatives.items()
+    }
+    if config.shares_weights:
+        found["", ""] = config.recipe
+    if config.final.distillation is not None:
+        found["final", ""] = config.recipe.model_copy(update={"distillation": config.final.distillation})
+    return found
 
 
 def _alternatives(config: StudyConfig) -> dict[Scalar | None, Recipe]:
@@ -153,9 +165,7 @@ def tunable_problems(config: StudyConfig) -> list[Problem]:
     ]
 
 
-def _setting_problems(
-    config: StudyConfig, path: str, bounds: TuneRange | tuple[Scalar, ...], recipes: Sequence[Recipe]
-) -> list[Problem]:
+def _setting_problems(config: StudyConfig, path: str, bounds: Tuned, recipes: Sequence[Recipe]) -> list[Problem]:
     where = f"tune.{path}"
     if path in _FIDELITY:
         return [Problem(where, "decides how much training a score has seen and is the same for every trial")]

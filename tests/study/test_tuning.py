@@ -4,7 +4,8 @@ import pytest
 from trained_run import study_config
 
 from kdnas.errors import ConfigError
-from kdnas.study.tuning import Tuning, tunable_problems, tuned_recipe
+from kdnas.study.teachers import teacher_problems
+from kdnas.study.tuning import Tuning, final_recipe, recipes_to_try, tunable_problems, tuned_recipe
 from kdnas.training.recipe import Distillation, Recipe, training_for, with_training
 
 
@@ -162,6 +163,19 @@ def test_losses_are_tuned_with_the_settings_that_they_have() -> None:
     alone = Tuning(config).of({**values, "distillation.losses": "{type: hint, task_weight: 1}"})
     assert "distillation.temperature" not in alone
     assert alone["distillation.losses.hint.weight"] == 50.0
+
+
+def test_finalists_may_learn_of_other_losses_than_the_search() -> None:
+    own = {"task_weight": 1, "losses": [{"type": "hint"}]}
+    config = study_config(tune={"distillation.losses": ["kd", "ce"]}, final={"seeds": 1, "distillation": own})
+    for losses in ("kd", "ce"):
+        recipe = final_recipe(config, {"distillation.losses": losses})
+        assert [term.type for term in recipe.distillation.losses] == ["hint"]
+    tuned = "tune.distillation.losses"
+    assert [*recipes_to_try(config)] == [(tuned, "kd"), (tuned, "ce"), ("final", "")]
+    wrong = study_config(final={"seeds": 1, "distillation": {"losses": [{"type": "kd", "of": "nobody"}]}})
+    (problem,) = teacher_problems(wrong)
+    assert problem.where == "final.distillation.losses.0.of"
 
 
 def test_two_proposals_of_one_training_have_the_same_settings() -> None:

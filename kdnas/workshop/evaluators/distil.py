@@ -41,7 +41,7 @@ from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
 from kdnas.study.config import BLOCKS
 from kdnas.study.spaces import arch_of
-from kdnas.study.tuning import LOSSES_KEY, recipes_to_try
+from kdnas.study.tuning import recipes_to_try
 from kdnas.study.updates import updates_in_words
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged, epochs_done
@@ -58,7 +58,7 @@ from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, a
 from kdnas.workshop.export_check import check_exports
 from kdnas.workshop.jobs import Before, Job, Way
 from kdnas.workshop.latency_table import TablePrices, learn_tables
-from kdnas.workshop.loss_check import check_losses
+from kdnas.workshop.loss_check import check_losses, check_recipes
 from kdnas.workshop.opening import Sources, Workshop
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
 from kdnas.workshop.teacher_anatomy import anatomy_of, in_words
@@ -332,15 +332,7 @@ class Distil(Evaluator):
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
-        problems: list[Problem] = []
-        for losses, recipe in recipes_to_try(self.context.config).items():
-            try:
-                check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
-            except ConfigError as error:
-                where = f"tune.{LOSSES_KEY}" if losses else ""
-                problems += [Problem(where or each.where, each.what, each.allowed) for each in error.problems]
-        if problems:
-            raise ConfigError(problems)
+        check_recipes(recipes_to_try(self.context.config), workshop, built)
         check_exports(self.context.config.export.formats, workshop)
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
