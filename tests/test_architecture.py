@@ -37,8 +37,8 @@ BAGS_OF_KEYS = {
         executors/__init__.py executors/_nni_experiment.py executors/_nni_trial.py executors/_ray_cluster.py
         executors/_ray_head.py executors/nni.py exporters/huggingface.py exporters/student_json.py exporters/timm.py
         record/damage.py record/products.py record/records.py record/rows.py record/storage.py record/trials.py
-        report/comparison.py samplers/hvi/encoding.py testing/_jobs.py tokenizing.py training/checkpoint.py
-        workshop/jobs.py workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
+        report/comparison.py report/study_file.py samplers/hvi/encoding.py testing/_jobs.py tokenizing.py
+        training/checkpoint.py workshop/jobs.py workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
     """,
     "what identifies data, as it is hashed": """
         datasets/_cache.py datasets/_corpus_cache.py datasets/_entries.py datasets/_generated.py datasets/_inputs.py
