@@ -289,8 +289,7 @@ class Search:
         """Start one trial, unless the sampler has nothing left to propose."""
         if self._retry and start is self._retry[0]:
             self._retry.popleft()
-        with self._record.at_once():
-            asked = self._ask(start)
+        asked = self._record.at_once(lambda: self._ask(start))
         if asked is None:
             return
         number, job, tuned = asked
@@ -400,7 +399,8 @@ class Search:
         reach("result")
         number = int(finished.key)
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
-        with self._record.at_once():
+
+        def write() -> None:
             if finished.result is None:
                 self._record.close_without_result(number, "failed", finished.failure or "no reason was given")
             else:
@@ -413,6 +413,8 @@ class Search:
                 self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
             reach("recording")
+
+        self._record.at_once(write)
         reach("recorded")
         self._new_trials += 1
         self._run = self._opened.snapshot()
