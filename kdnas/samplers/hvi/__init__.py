@@ -40,9 +40,7 @@ _ROUNDS = 3
 """Of looking at the neighbours of the leaders."""
 _LEADERS = 6
 _FEWEST_PAIRS = 3
-"""Students scored at the lowest and at the highest rung from which on it is learnt what the lower one explains."""
-_UNTRIED = 0.5
-"""The share of a full score's variance that it is taken to explain before."""
+"""Students that go through all rungs before it is asked what lower ones say."""
 _FREE = 1e-3
 """Costs and shares of variance that count as nothing."""
 _LOOKED_AT = 40
@@ -113,22 +111,25 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     def next_step(self, study: optuna.Study, ladder: Ladder) -> Step | None:
         """Return the step that should gain most hypervolume per full training.
 
-        A full training goes to whom it should gain most once as many students were scored below as double sampling
-        asks for (`_wanted_below`); where no lower rung is worth its cost a new student passes none.
+        The first students go through all rungs, so that what a short score says is known before many are paid for.
+        From then on a full training goes to whom it should gain most once as many students were scored below as double
+        sampling asks for (`_wanted_below`); where no lower rung is worth its cost a new student passes none.
         """
         self._chooses = self._believes = True
         history = self._history(study)
+        top = self._rungs - 1
+        reached = self._reached(history)
+        waiting = np.flatnonzero(history.eligible & (history.rung == reached) & (reached < top))
+        if ladder.is_open and not self._is_tried(history):
+            return Step(int(history.numbers[waiting[0]])) if len(waiting) else Step(None)
         if self._is_early(history):
             return Step(None) if ladder.is_open else None
-        features, sample, outlook = self._look(history)
+        _, sample, outlook = self._look(history)
         boxes = outlook.boxes(believe=False)
-        top = self._rungs - 1
         onwards = np.append(np.cumsum(ladder.costs[::-1])[::-1], 0.0)  # [r]: from rung r to the highest, r included
-        reached = self._reached(features, history)
-        waiting = np.flatnonzero(history.eligible & (history.rung == reached) & (reached < top))
         rates = outlook.gains(history.codes[waiting], boxes) / onwards[reached[waiting] + 1]
         new, gains = self._candidates(sample, history, outlook, boxes)
-        wanted = self._wanted_below(features, history, outlook, new[:_LOOKED_AT], ladder)
+        wanted = self._wanted_below(outlook, new[:_LOOKED_AT], ladder)
         begun = np.bincount(history.rung, minlength=self._rungs)
         for rung in np.flatnonzero(begun[:top] < wanted * (begun[top] + 1)).tolist():
             if rung == 0:
@@ -143,9 +144,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
             return Step(None, top)
         return Step(int(history.numbers[waiting[rates.argmax()]])) if best > 0 else None
 
-    def _wanted_below(
-        self, features: Features, history: History, outlook: Outlook, codes: np.ndarray, ladder: Ladder
-    ) -> np.ndarray:
+    def _wanted_below(self, outlook: Outlook, codes: np.ndarray, ladder: Ladder) -> np.ndarray:
         """Return how many students should be scored at each lower rung [R - 1] for each of the highest, at most `eta`.
 
         As in double sampling (Cochran, "Sampling Techniques", 1977, section 12.7; over several levels Peherstorfer et
@@ -154,31 +153,33 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         none where the share is below 4 c / (1 + c)^2. The model says what it explains of students at `codes` [N, D].
         """
         costs = np.maximum(np.cumsum(ladder.costs[:-1]) / sum(ladder.costs), _FREE)
-        share = np.full(len(costs), _UNTRIED)
-        if len(codes) and self._is_tried(features, history):
-            share = np.array([outlook.explained(codes, rung) for rung in range(len(costs))])
+        share = np.array([outlook.explained(codes, rung) if len(codes) else 0.0 for rung in range(len(costs))])
         most = np.cumprod(ladder.etas[::-1])[::-1]
         wanted = np.minimum(np.sqrt(share / np.maximum(1 - share, _FREE) / costs), most)
         useless = (share < 4 * costs / (1 + costs) ** 2) & math.isfinite(ladder.direct)
         return np.asarray(np.where(useless, 0.0, wanted))
 
-    def _is_tried(self, features: Features, history: History) -> bool:
+    def _is_tried(self, history: History) -> bool:
         """Whether enough students were scored at the lowest and at the highest rung to know what a short score says."""
-        identity = features.rows(history.codes, 0).identity
+        identity = self._encoding.identity(history.codes)
         lowest, highest = (
             np.unique(identity[history.eligible & (history.rung == rung)]) for rung in (0, self._rungs - 1)
         )
         return bool(np.isin(highest, lowest).sum() >= _FEWEST_PAIRS)
 
-    def _reached(self, features: Features, history: History) -> np.ndarray:
+    def _reached(self, history: History) -> np.ndarray:
         """Return the highest rung [N] at which each trial's student was begun."""
-        identity = features.rows(history.codes, 0).identity
-        highest = np.full(identity.max() + 1, -1)
+        identity = self._encoding.identity(history.codes)
+        highest = np.full(identity.max(initial=-1) + 1, -1)
         np.maximum.at(highest, identity, history.rung)
         return highest[identity]
 
     def _is_early(self, history: History) -> bool:
-        return len(history) < self._startup or not history.eligible.any()
+        return self._students(history) < self._startup or not history.eligible.any()
+
+    def _students(self, history: History) -> int:
+        """Return how many students were begun."""
+        return len(np.unique(self._encoding.identity(history.codes)))
 
     def _history(self, study: optuna.Study) -> History:
         context = self._context
@@ -245,7 +246,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         sample = self._rng.permutation(sample)
         rows = features.rows(sample, 0)
         cost = rows.costs.sum(axis=1)
-        share = _van_der_corput(len(history) + 1) + self._rng.uniform(-_DESIGN_JITTER, _DESIGN_JITTER)
+        share = _van_der_corput(self._students(history) + 1) + self._rng.uniform(-_DESIGN_JITTER, _DESIGN_JITTER)
         target = np.quantile(cost, np.clip(share, 0.0, 1.0))
         near = np.abs(cost - target)
         band = near <= np.quantile(near, 0.05)

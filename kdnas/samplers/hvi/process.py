@@ -4,7 +4,8 @@ The covariance is a sum of what is known to matter in an architecture: a trend i
 and one of operator counts, additive effects of single choices, and interactions between choices. In the last two each
 dimension has a weight of its own (automatic relevance determination: Neal, 1996). Scores of two rungs are correlated
 through a factor that falls with each rung between them, as in the autoregressive model of Kennedy and O'Hagan
-(Biometrika 2000); what an architecture has of its own beyond all these is shared by its rungs too.
+(Biometrika 2000). Interactions have a further one: a short score that follows costs may say nothing of what is left,
+for which alone it is paid. What an architecture has of its own beyond all these is shared by its rungs too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _PRIORS = {
     "noise": (np.log(0.12), 0.8),
     "own": (np.log(0.2), 0.8),
     "decay": (np.log(0.2), 0.8),
+    "interaction_decay": (np.log(0.3), 1.0),
     "own_decay": (np.log(0.4), 0.8),
     "scale": (0.0, 0.5),
 }
@@ -421,10 +423,10 @@ def _weight_slopes(known: _Distances, hyper: np.ndarray, stack: np.ndarray, oute
     weights = _weights(hyper)
     size = _sizes(hyper)
     terms = {term.name: term.value for term in _terms(known, size)}
-    if known.rungs is not None:
-        kept, _, scale = _rung_factors(known.rungs, size)
-        outer = outer * kept * scale
     through = outer * terms["interaction"] / size["interaction_length"]
+    if known.rungs is not None:
+        factors = _rung_factors(known.rungs, size)
+        outer, through = (each * factors.kept * factors.scale for each in (outer, through * factors.fine))
     slope = stack @ (size["additive"] ** 2 * outer + through).ravel() - through.sum() / len(weights)
     return (weights * slope).tolist()
 
@@ -433,7 +435,7 @@ def _free(rows: Rows) -> np.ndarray:
     """Return which hyperparameters the rows can determine."""
     idle = set()
     if len(np.unique(rows.rung)) < 2:
-        idle |= {"own", "decay", "own_decay", "scale"}
+        idle |= {"own", "decay", "interaction_decay", "own_decay", "scale"}
     if rows.counts.shape[1] == 0:
         idle |= {"count", "count_length"}
     if rows.costs.shape[1] == 0:
@@ -542,19 +544,36 @@ def _weights(hyper: np.ndarray) -> np.ndarray:
 
 def _combined(known: _Distances, size: Mapping[str, float], terms: Sequence[_Term]) -> np.ndarray:
     """Return the covariance [N, N'] that `terms` add up to, over the rungs."""
-    smooth: np.ndarray = _OFFSET**2 + terms[0].value
-    for term in terms[1:]:
+    *broad, interaction = terms
+    smooth: np.ndarray = _OFFSET**2 + broad[0].value
+    for term in broad[1:]:
         smooth += term.value
     if known.rungs is None:
-        return smooth
-    kept, own, scale = _rung_factors(known.rungs, size)
-    return (smooth * kept + own) * scale + _OFFSET**2 * (known.rungs.steps == 0)
+        return smooth + interaction.value
+    factors = _rung_factors(known.rungs, size)
+    smooth += interaction.value * factors.fine
+    return (smooth * factors.kept + factors.own) * factors.scale + _OFFSET**2 * (known.rungs.steps == 0)
 
 
-def _rung_factors(rungs: _RungDistances, size: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (what is kept between rungs, what a student has of its own, the rungs' scales), each [N, N']."""
-    own = size["own"] ** 2 * rungs.same * np.exp(-size["own_decay"] * rungs.steps)
-    return np.exp(-size["decay"] * rungs.steps), own, size["scale"] ** rungs.top
+class _RungFactors(NamedTuple):
+    """What two rows share across their rungs. Each is [N, N']."""
+
+    kept: np.ndarray
+    """What is kept between rungs of all that features explain."""
+    fine: np.ndarray
+    """How much of that is kept of interactions."""
+    own: np.ndarray
+    """What a student has of its own."""
+    scale: np.ndarray
+
+
+def _rung_factors(rungs: _RungDistances, size: Mapping[str, float]) -> _RungFactors:
+    return _RungFactors(
+        np.exp(-size["decay"] * rungs.steps),
+        np.exp(-size["interaction_decay"] * rungs.steps),
+        size["own"] ** 2 * rungs.same * np.exp(-size["own_decay"] * rungs.steps),
+        np.exp(np.log(size["scale"]) * rungs.top),
+    )
 
 
 def _covariance(a: Rows, b: Rows, hyper: np.ndarray) -> np.ndarray:
@@ -573,9 +592,12 @@ def _with_slopes(known: _Distances, hyper: np.ndarray) -> tuple[np.ndarray, dict
     if known.rungs is None:
         return kernel, slopes
     rungs = known.rungs
-    kept, own, scale = _rung_factors(rungs, size)
+    kept, fine, own, scale = _rung_factors(rungs, size)
     within = kernel - _OFFSET**2 * (rungs.steps == 0)
     slopes = {name: slope * kept * scale for name, slope in slopes.items()}
+    slopes["interaction"] *= fine
+    slopes["interaction_length"] *= fine
+    slopes["interaction_decay"] = -0.5 * size["interaction_decay"] * rungs.steps * slopes["interaction"]
     slopes["decay"] = -size["decay"] * rungs.steps * (within - own * scale)
     slopes["own"] = 2 * own * scale
     slopes["own_decay"] = -size["own_decay"] * rungs.steps * own * scale
