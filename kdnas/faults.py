@@ -30,6 +30,7 @@ Point = Literal[
     "answer",
     "result",
     "recording",
+    "writing",
     "recorded",
     "supernet",
     "blocks",
@@ -46,7 +47,7 @@ Point = Literal[
 ]
 """Where: a kept teacher is written, an epoch of it ends, its outputs are stored, a store has files and not
 yet their name, the lock is written, a trial is asked
-for, a worker begins a job, has its result, the controller takes it, has recorded it; ..."""
+for, a worker begins a job, has its result, the controller takes it, writes it row by row, has recorded it; ..."""
 POINTS: tuple[str, ...] = get_args(Point)
 
 

@@ -26,10 +26,10 @@ MAX_FUNCTION_LINES = 75
 
 BAGS_OF_KEYS = {
     "a study, a run's or a training's file as YAML or JSON has it, before it is read or once it is written": """
-        api.py audit/losses.py audit/recipes.py cli/_options.py cli/init.py controller/queue.py plan/plan_file.py
+        api.py audit/recipes.py cli/_options.py cli/init.py controller/queue.py plan/plan_file.py
         plan/train_file.py plan/training.py plan/training_folder.py plugins.py record/lock.py study/config.py
-        study/earlier.py study/loading.py study/members.py study/secrets.py study/spaces.py study/yaml_lines.py
-        training/recipe.py trust.py workshop/teacher_training.py exporters/__init__.py
+        study/earlier.py study/loading.py study/losses.py study/members.py study/secrets.py study/spaces.py
+        study/yaml_lines.py training/recipe.py trust.py workshop/teacher_training.py exporters/__init__.py
     """,
     "the plain form of a record in JSON: a trial's attribute, a job's message, a file, what --json prints": """
         checksums.py cli/_search_view.py cli/spaces.py controller/events.py controller/workers.py core/arch.py
@@ -37,8 +37,8 @@ BAGS_OF_KEYS = {
         executors/__init__.py executors/_nni_experiment.py executors/_nni_trial.py executors/_ray_cluster.py
         executors/_ray_head.py executors/nni.py exporters/huggingface.py exporters/student_json.py exporters/timm.py
         record/damage.py record/products.py record/records.py record/rows.py record/storage.py record/trials.py
-        report/comparison.py samplers/hvi/encoding.py testing/_jobs.py tokenizing.py training/checkpoint.py
-        workshop/jobs.py workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
+        report/comparison.py report/study_file.py samplers/hvi/encoding.py testing/_jobs.py tokenizing.py
+        training/checkpoint.py workshop/jobs.py workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
     """,
     "what identifies data, as it is hashed": """
         datasets/_cache.py datasets/_corpus_cache.py datasets/_entries.py datasets/_generated.py datasets/_inputs.py

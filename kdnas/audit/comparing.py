@@ -20,7 +20,7 @@ from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened
 from kdnas.controller.waiting import work_off
 from kdnas.controller.workers import start_executor
-from kdnas.core.arch import Arch
+from kdnas.core.arch import Arch, Scalar
 from kdnas.core.comparison import holm, paired_p_value
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import mean_ci95
@@ -32,6 +32,7 @@ from kdnas.faults import reach
 from kdnas.outlets import Notify
 from kdnas.record.front import front, pick, picked_or_recommended
 from kdnas.record.records import Result
+from kdnas.regular import regular
 from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.study.feasibility import sample_prices
 from kdnas.study.tuning import final_recipe
@@ -50,7 +51,7 @@ class Student:
     """One student of a comparison, with the settings that its search tuned."""
 
     arch: Arch
-    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,13 +178,16 @@ def kept(folder: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     scores: dict[str, float] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = regular(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
     for number, line in enumerate(lines, 1):
         try:
             plain = json.loads(line) if line else None
             if plain is not None:
                 scores[str(plain["key"])] = float(plain["score"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break
             raise RunFolderError(f"{path} is damaged: line {number}: {error}") from error
@@ -253,9 +257,9 @@ def _add_line(path: Path, line: str) -> None:
 def _end_line(path: Path) -> None:
     """Cut off what a killed process has left of a line."""
     if path.exists():
-        text = path.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):
-            path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

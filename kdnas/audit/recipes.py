@@ -10,14 +10,14 @@ from typing import Any
 
 import pydantic
 
-from kdnas.audit.losses import TASK_LOSS, loss_name, parse_loss
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.registry import validation_problems
+from kdnas.study.losses import loss_name, losses_spelled
+from kdnas.study.tuning import LOSSES_KEY, of_some_losses, settings_named
 from kdnas.study.yaml_lines import parse_value
-from kdnas.training.recipe import Distillation, LossTerm, Recipe, with_training
+from kdnas.training.recipe import Recipe, with_training
 
-LOSSES_KEY = "distillation.losses"
 _BUDGET = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
 _OPEN, _CLOSED = "[{(", "]})"
 
@@ -91,40 +91,19 @@ def _with(recipe: Recipe, vary: Vary, value: str) -> tuple[Recipe, str]:
     """Return the recipe with one setting changed, and in words how; no words where it has no such setting."""
     key = vary.key
     if key == LOSSES_KEY:
-        name, distillation = _losses(value, recipe.distillation)
+        try:
+            name, distillation = losses_spelled(value, recipe.distillation)
+        except ConfigError as error:
+            raise ConfigError(Problem(vary.where, each.what, each.allowed) for each in error.problems) from None
         return recipe.model_copy(update={"distillation": distillation}), name
     plain, last = recipe.model_dump(mode="json"), key.rpartition(".")[2]
-    section, _, option = key.partition(".")
-    if section == "distillation" and "." not in option and option not in Distillation.model_fields:
-        having = [index for index, term in enumerate(recipe.distillation.losses) if option in _options(term)]
-        for index in having:
-            plain["distillation"]["losses"][index][option] = parse_value(value)
-        return (_checked(recipe, plain, vary), f"{option}={value}") if having else (recipe, "")
+    if of_some_losses(key):
+        having = settings_named(recipe, key)
+        for setting in having:
+            setting.put(plain, parse_value(value))
+        return (_checked(recipe, plain, vary), f"{last}={value}") if having else (recipe, "")
     _put(plain, vary, parse_value(value))
     return _checked(recipe, plain, vary), f"{last}={value}"
-
-
-def _losses(text: str, study: Distillation) -> tuple[str, Distillation]:
-    """Return the losses that `text` spells, one or several joined by `+`, in the place of the study's."""
-    where = f"--vary {LOSSES_KEY}"
-    parts = [text] if text.startswith("{") else text.split("+")
-    try:
-        found = [parse_loss(part, study) for part in parts]
-    except ConfigError as error:
-        raise ConfigError(Problem(where, problem.what, problem.allowed) for problem in error.problems) from None
-    if len(found) == 1:
-        return found[0]
-    for part, (name, distillation) in zip(parts, found, strict=True):
-        if name == TASK_LOSS or distillation.task_weight != study.task_weight:  # one weight is the whole sum's
-            what = f"{part} in a sum: the labels' weight is stated for all of its losses at once"
-            raise ConfigError(Problem(where, what, "--vary distillation.task_weight=0.1,1"))
-    terms = tuple(term for _, distillation in found for term in distillation.losses)
-    return "+".join(name for name, _ in found), study.model_copy(update={"losses": terms})
-
-
-def _options(term: LossTerm) -> set[str]:
-    """Return what may be set of a loss: its own options, and those that every term has."""
-    return ({*LOSSES.options(term.type).model_fields} | {*LossTerm.model_fields}) - {"type"}
 
 
 def _put(plain: dict[str, Any], vary: Vary, value: Any) -> None:

@@ -40,7 +40,7 @@ from kdnas.core.objective import ACCURACY, Quantity, breaches
 from kdnas.core.words import counted, printable
 from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_worst, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
-from kdnas.report.searched import stuck_at_bounds
+from kdnas.report.searched import stuck_at_bounds, tuned_in_words
 from kdnas.report.summary import (
     bits_in_words,
     control_in_words,
@@ -447,7 +447,7 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path], ski
         )
         console.print(printed_front(run, console.width))
         remarks = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), bits_in_words(run)]
-        remarks += [control_in_words(run), still_rising(run), *stuck_at_bounds(run)]
+        remarks += [control_in_words(run), still_rising(run), *tuned_in_words(run), *stuck_at_bounds(run)]
         for remark in filter(None, remarks):
             console.print(remark, markup=False)
         volume = hypervolume(run)

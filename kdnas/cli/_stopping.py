@@ -17,6 +17,10 @@ _INTERRUPTED = 128 + signal.SIGINT
 _CLEANING_S = 10.0
 """So long after a signal others are ignored: the end is being made, and a second one must not spoil it."""
 _LATER_S = 0.2
+_CLEANUPS = {("sqlalchemy.pool.base", "_finalize_fairy"), ("sqlalchemy.pool.base", "_close_connection")}
+"""Modules and functions that log whatever is raised inside, with its traceback."""
+_CLEANUP_S = 5.0
+"""So long such a function may keep a signal waiting: a lost server's may never return."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,6 +33,7 @@ class Stops:
     def __init__(self) -> None:
         self._number: int | None = None
         self._announced = 0.0
+        self._asked: float | None = None
 
     def status(self, code: int) -> int:
         """Return the exit status of a command that ended with `code`: 128 and the signal where it was interrupted."""
@@ -37,13 +42,27 @@ class Stops:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._number is not None and time.monotonic() < self._announced + _CLEANING_S:
             return
-        if _swallows(frame):
-            _again(number)
+        if self._put_off(number, frame):
             return
         self._number, self._announced = number, time.monotonic()
         if number == signal.SIGHUP:
             _leave_dead_terminal()
         raise Stopped(signal.Signals(number).name)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Answer Ctrl-C as Python does, but never where that would be caught."""
+        if not self._put_off(number, frame):
+            raise KeyboardInterrupt
+
+    def _put_off(self, number: int, frame: FrameType | None) -> bool:
+        """Whether what is raised at `frame` would be caught; the signal then comes once more, a little later."""
+        self._asked = time.monotonic() if self._asked is None else self._asked
+        in_time = time.monotonic() < self._asked + _CLEANUP_S
+        if any(_imports(caller) or (in_time and _cleans_up(caller)) for caller in _callers(frame)):
+            _again(number)
+            return True
+        self._asked = None
+        return False
 
     def _unraisable(self, lost: sys.UnraisableHookArgs, before: Callable[[sys.UnraisableHookArgs], Any]) -> None:
         """Stop again where what was raised got lost: in a callback of the garbage collector nothing can be raised."""
@@ -63,6 +82,8 @@ def stopped_by_signals() -> Iterator[Stops]:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stops._stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, stops._interrupt)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda lost: stops._unraisable(lost, hook)
     try:
@@ -80,13 +101,19 @@ def _again(number: int) -> None:
     timer.start()
 
 
-def _swallows(frame: FrameType | None) -> bool:
-    """Whether what is raised here may be caught and forgotten: imports of libraries try one and go on without."""
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("importlib."):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
+
+
+def _imports(frame: FrameType) -> bool:
+    """Whether `frame` is an import's: libraries try one, catch everything and go on without."""
+    return str(frame.f_globals.get("__name__", "")).startswith("importlib.")
+
+
+def _cleans_up(frame: FrameType) -> bool:
+    return (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CLEANUPS
 
 
 def _leave_dead_terminal() -> None:

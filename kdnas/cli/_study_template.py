@@ -145,7 +145,8 @@ distillation:
 # adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
 tune:
   training.learning_rate: {{low: {steps.low:g}, high: {steps.high:g}, log: true}}
-#   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
+#   distillation.losses: [kd, hint+kd, {{type: dist, task_weight: 1}}, ce]  # which losses; ce: the labels alone
+#   distillation.temperature: {{low: 1.0, high: 8.0}}  # of each loss that has one; distillation.losses.kd.weight: of kd
 
 # --- The search.
 # storage: postgresql://user@host/database  # keeps the trials where many studies do; the run folder unless stated

@@ -78,17 +78,18 @@ def command(
     A sample of the searched students is trained longer. Reported are Kendall's tau between the search score and the
     longer training, overall, among the best quarter and inside bands of equal MACs; the same for the parameter count
     and the MACs alone; the noise ceiling; and the fidelity that tau 0.8 would need. Every training is kept: a stopped
-    audit continues by the same command, and a finished one shows its result again.
+    audit continues by the same command, and a finished one shows its result again. Where another loss (--loss) ranks
+    better, audit/study.yaml searches with that one and trains the finalists as before.
 
     Examples:
       kdnas audit runs/digits --dry-run
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
     from kdnas.audit.auditing import pending, plan_audit
-    from kdnas.audit.losses import parse_losses
     from kdnas.cli._terminal import console as terminal
     from kdnas.cli._terminal import say
     from kdnas.record.storage import load_run
+    from kdnas.study.losses import parse_losses
     from kdnas.workshop import opening
 
     record = load_run(run)
@@ -114,7 +115,7 @@ def command(
 
         typer.echo(json.dumps(audit_document(record), indent=2, allow_nan=False))
         return
-    _show(record, console)
+    _show(record, plan, console)
 
 
 def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
@@ -229,11 +230,11 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
     }
 
 
-def _show(run: RunRecord, console: Console) -> None:
-    from kdnas.audit.losses import loss_name
+def _show(run: RunRecord, plan: AuditPlan, console: Console) -> None:
     from kdnas.audit.result import audit_result
     from kdnas.cli._terminal import printed, say
-    from kdnas.report.audit import findings, tables
+    from kdnas.report.audit import findings, tables, write_brief_study
+    from kdnas.study.losses import loss_name
 
     result = audit_result(run)
     if result is None:
@@ -245,3 +246,5 @@ def _show(run: RunRecord, console: Console) -> None:
     for sentence in findings(run, result):
         console.print(sentence, markup=False)
     say(console, f"wrote {run.folder / 'report.html'}")
+    for path in write_brief_study(run, result, plan.losses):
+        say(console, f"wrote {path}")

@@ -63,7 +63,7 @@ def _show(record: RunRecord) -> None:
     from kdnas.record.front import front
     from kdnas.report.architecture import architecture_in_words
     from kdnas.report.audit import trust_line
-    from kdnas.report.searched import stuck_at_bounds
+    from kdnas.report.searched import stuck_at_bounds, tuned_in_words
     from kdnas.report.summary import (
         bits_in_words,
         control_in_words,
@@ -86,7 +86,7 @@ def _show(record: RunRecord) -> None:
     console.print(printed_front(record, console.width))
     lines = [goals(record), near_chance(record), distinguishing(record), bits_in_words(record)]
     lines += [control_in_words(record), still_rising(record)]
-    for remark in filter(None, (*lines, *stuck_at_bounds(record))):
+    for remark in filter(None, (*lines, *tuned_in_words(record), *stuck_at_bounds(record))):
         console.print(remark, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)

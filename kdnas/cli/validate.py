@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdnas.record.lock import TeacherReport
     from kdnas.study.config import DataConfig, StudyConfig
     from kdnas.study.loading import LoadedStudy
+    from kdnas.study.tune import Tuned
     from kdnas.training.recipe import Distillation
 
 
@@ -153,7 +154,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
         objectives=list(config.objectives),
         constraints=list(config.constraints),
         losses=_losses(config.distillation) if trains else [],
-        tuned=sorted(config.tune),
+        tuned=[f"{name} ({_offered(asked)})" for name, asked in sorted(config.tune.items())],
         sampler=short_name(config.sampler.type),
         supernet="none"
         if config.supernet is None or not config.shares_weights
@@ -187,6 +188,12 @@ def _held_out(data: DataConfig) -> str:
 
 def _size(space: SearchSpace) -> str:
     return f"{counted(len(space.choices), 'choice')}, {space.count():,} distinct settings"
+
+
+def _offered(asked: Tuned) -> str:
+    if isinstance(asked, tuple):
+        return " | ".join(map(str, asked))
+    return f"{asked.low:g} to {asked.high:g}"
 
 
 def _is_there(path: Path) -> bool:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import numpy as np
 
-from kdnas.core.arch import Arch
+from kdnas.core.arch import Arch, Scalar
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.promotion import Call, Rung, best_by_front, promotable
 from kdnas.record.front import measured_values
@@ -22,7 +22,7 @@ _ALL_KEPT = 20
 """Of a rung with so many waiting students or fewer, every one's weights are kept."""
 
 
-def student_key(arch: Arch, tuned: Mapping[str, float]) -> str:
+def student_key(arch: Arch, tuned: Mapping[str, Scalar]) -> str:
     """Return what makes two trials of one fidelity the same training."""
     return f"{arch.arch_id} {json.dumps(dict(tuned), sort_keys=True)}" if tuned else arch.arch_id
 

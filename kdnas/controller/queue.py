@@ -32,6 +32,7 @@ from kdnas.plain_yaml import read_plain
 from kdnas.record.storage import distributions
 from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
+from kdnas.study.tuning import Tuning
 
 ArchFor = Callable[[Mapping[str, Scalar]], Arch]
 
@@ -98,12 +99,6 @@ class HandMade:
     arch: Arch
     values: Mapping[str, Scalar]
 
-    def tuned(self, config: StudyConfig) -> dict[str, float] | None:
-        """Return its tuned settings, None where it leaves some open."""
-        if not config.tune.keys() <= self.values.keys():
-            return None
-        return {name: float(self.values[name]) for name in config.tune}
-
 
 def read_students(
     paths: Sequence[Path], config: StudyConfig, space: SearchSpace, arch_for: ArchFor | None = None
@@ -138,10 +133,11 @@ def enqueue(opened: Opened, students: Sequence[HandMade], observe: Observer) -> 
     if problems:
         raise ConfigError(problems)
     known = {student_key(t.arch, t.tuned): t.number for t in opened.run.trials if t.state != "interrupted"}
+    tuning = Tuning(opened.config)
     waiting = [dict(queued.stated) for queued in opened.record.waiting()]
     queued = 0
     for student in students:
-        tuned = student.tuned(opened.config)
+        tuned = tuning.stated(student.values)
         number = None if tuned is None else known.get(student_key(student.arch, tuned))
         if number is not None:
             observe(Note(f"{student.where} is the student of trial {number} already"))

@@ -37,6 +37,7 @@ from kdnas.record.records import Result, RunRecord, TrialRecord
 from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, Ladder, SamplerContext
 from kdnas.study.feasibility import relative_excess
+from kdnas.study.tuning import Tuning
 from kdnas.workshop.jobs import RUNG_FOLDER, Job, continues, search_job
 
 _CANDIDATES_KEPT = 50_000
@@ -74,6 +75,7 @@ class Search:
         self._evaluator = opened.evaluator
         self._record = opened.record
         self._domain = distributions(opened.space, opened.config.tune)
+        self._tuning = Tuning(opened.config)
         self._run = opened.run
         """As it stood when a trial began or ended last."""
         self._seen: set[str] = set()
@@ -287,8 +289,7 @@ class Search:
         """Start one trial, unless the sampler has nothing left to propose."""
         if self._retry and start is self._retry[0]:
             self._retry.popleft()
-        with self._record.at_once():
-            asked = self._ask(start)
+        asked = self._record.at_once(lambda: self._ask(start))
         if asked is None:
             return
         number, job, tuned = asked
@@ -304,7 +305,7 @@ class Search:
         executor.submit(str(number), job)
         self._observe(TrialStarted(number, job.arch, job.fidelity))
 
-    def _ask(self, start: _Start) -> tuple[int, Job, dict[str, float]] | None:
+    def _ask(self, start: _Start) -> tuple[int, Job, dict[str, Scalar]] | None:
         """Return the number of a new trial, its job and tuned settings; None where no student is left to propose."""
         fixed: Mapping[str, Scalar] = {}
         if start.params is not None:
@@ -371,10 +372,9 @@ class Search:
             fixed=fixed,
         )
 
-    def _read(self, params: Mapping[str, Scalar]) -> tuple[Arch, dict[str, float]]:
-        tuned = {name: float(params[name]) for name in self._config.tune}
-        assignment = {name: value for name, value in params.items() if name not in tuned}
-        return self._evaluator.arch(assignment), tuned
+    def _read(self, params: Mapping[str, Scalar]) -> tuple[Arch, dict[str, Scalar]]:
+        assignment = {name: value for name, value in params.items() if name not in self._config.tune}
+        return self._evaluator.arch(assignment), self._tuning.of(params)
 
     def _acceptable(self, params: Mapping[str, Scalar]) -> bool:
         """A student not yet seen that meets every cheap constraint."""
@@ -399,7 +399,8 @@ class Search:
         reach("result")
         number = int(finished.key)
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
-        with self._record.at_once():
+
+        def write() -> None:
             if finished.result is None:
                 self._record.close_without_result(number, "failed", finished.failure or "no reason was given")
             else:
@@ -412,6 +413,8 @@ class Search:
                 self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
             reach("recording")
+
+        self._record.at_once(write)
         reach("recorded")
         self._new_trials += 1
         self._run = self._opened.snapshot()
@@ -439,7 +442,7 @@ class Search:
         values = {name: float(taken.value) for name, taken in first.measurements.items()}
         return dataclasses.replace(result, values={**values, **result.values}, measurements=first.measurements)
 
-    def _first_score(self, arch: Arch, tuned: Mapping[str, float]) -> TrialRecord | None:
+    def _first_score(self, arch: Arch, tuned: Mapping[str, Scalar]) -> TrialRecord | None:
         """Return the first trial that scored a student; None where there is none."""
         same = (trial for trial in self._run.trials if trial.arch == arch and trial.tuned == tuned)
         return next((trial for trial in same if trial.state == "complete"), None)

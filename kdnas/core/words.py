@@ -74,7 +74,7 @@ def commonest(reasons: Iterable[str]) -> tuple[str, int]:
 
 def counted(number: int, noun: str) -> str:
     """Return "1 trial", "3 trials"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def capitalised(text: str) -> str:

@@ -133,6 +133,12 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
                     digests[going].append(_number(document))
                     document = _digest()
             writers["train"].check_room()
+    documents = sum(map(len, digests.values()))
+    for split in corpus.shares:
+        if documents and not digests[split]:
+            what = f"none of {counted(documents, 'document')} fell to its share"
+            allowed = "`documents` or `begins`, which say where one begins in plain text; or files of its own"
+            problems.add(f"{corpus.name}: {split}", what, allowed)
     problems.raise_if_any()
     finish(corpus.name, work, writers, tokenizer, [*found.notes, *leaks(digests, "document")])
 

@@ -51,6 +51,11 @@ class Problems:
             raise DataError(self.shown)
 
 
+def name_of(file: Path, data_root: Path) -> str:
+    """Return what data that begin with `file` are called: as its folder, or as it is where that is the data root."""
+    return file.name if file.parent == data_root.absolute() else file.parent.name or file.name
+
+
 def locate(data_root: Path, path: str, put_there: str) -> Path:
     """Return the full path of the user's `path`, relative to the data root. Raises DataError where nothing is there."""
     full = Path(os.path.abspath(data_root / Path(path).expanduser()))  # noqa: PTH100 - links stay as they were written

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +146,19 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _row(where: str, cells: Sequence[Any], columns: _Columns) -> Row:
-    texts = tuple(_text(cells[place]) for place in columns.texts)
-    label = cells[columns.label]
+    return Row(where, tuple(_text(cells[place]) for place in columns.texts), plain_label(cells[columns.label]))
+
+
+def plain_label(label: Any) -> Any:
+    """Return a label as text, int where it is a whole number, float; None where there is none."""
     if isinstance(label, str):
-        label = label.replace("\ufeff", "").strip() or None
-    elif isinstance(label, float):
-        label = None if math.isnan(label) else int(label) if label.is_integer() else label
-    elif isinstance(label, bool):
-        label = str(label).lower()
-    return Row(where, texts, label)
+        return label.replace("\ufeff", "").strip() or None
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float | Decimal):
+        label = float(label)
+        return None if math.isnan(label) else int(label) if label.is_integer() else label
+    return label
 
 
 def _text(cell: Any) -> str | None:
@@ -267,7 +272,8 @@ def _found_delimiter(file: TextFile, encoding: str, quoting: bool) -> str:
     """
     best: tuple[float, int, str] | None = None
     for delimiter in _DELIMITERS:
-        widths = [len(cells) for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
+        rows = _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS, strict=False)  # by another's quotes, too
+        widths = [len(cells) for _, cells in rows]
         if not widths:
             raise DataError(Problem(str(file.shown), "is empty"))
         width, times = Counter(widths).most_common(1)[0]
@@ -281,15 +287,21 @@ def _found_delimiter(file: TextFile, encoding: str, quoting: bool) -> str:
 
 
 def _cells(
-    file: TextFile, encoding: str, delimiter: str, quoting: bool, limit: int | None = None
+    file: TextFile, encoding: str, delimiter: str, quoting: bool, limit: int | None = None, strict: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line from 1, cells) of the rows that are not blank, at most `limit`."""
+    """Yield (line from 1, cells) of the rows that are not blank, at most `limit`.
+
+    `strict`: raises DataError where quotes do not close at the end of a cell: one left open takes all rows behind it.
+    """
     before = csv.field_size_limit(_LARGEST_CELL)
-    count = 0
+    count = last = 0
     try:
         with open_text(file, encoding) as text:
-            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+            rows = csv.reader(
+                text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE, strict=strict
+            )
             for cells in rows:
+                last = rows.line_num
                 if not any(cell.strip() for cell in cells):
                     continue
                 yield rows.line_num, cells
@@ -297,7 +309,9 @@ def _cells(
                 if count == limit:
                     return
     except csv.Error as error:
-        raise DataError(Problem(f"{file.shown}: line {rows.line_num}", f"cannot be read: {error}")) from error
+        where, what = f"{file.shown}: line {last + 1}", f"begins a row that cannot be read: {error}"
+        allowed = "quotes inside a quoted cell doubled, or quoting: false where they are part of the texts"
+        raise DataError(Problem(where, what, allowed)) from error
     finally:
         csv.field_size_limit(before)
 

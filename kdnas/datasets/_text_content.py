@@ -13,6 +13,8 @@ import numpy as np
 from kdnas.core.words import counted, escaped
 
 _LISTED = 5
+_FEW_OF_EACH = 4
+"""Texts of a class, on average, below which its labels hardly are classes."""
 _MISSING = frozenset({"na", "n/a", "nan", "null", "<na>"})
 """What tables write where nothing is known, in small letters."""
 
@@ -30,6 +32,11 @@ def doubts(
     """
     yield from _repeated(digests, labels, names, counts)
     yield from _odd_names(names)
+    if len(names) * _FEW_OF_EACH > len(labels) and len(names) > _LISTED:
+        yield (
+            f"{len(names):,} classes of {len(labels):,} texts, such as {_listed(names)}: are they numbers "
+            "(labels: values), or is another column the label?"
+        )
 
 
 def _repeated(

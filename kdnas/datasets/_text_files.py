@@ -146,12 +146,12 @@ def checked_encoding(file: TextFile, stated: str | None) -> str:
                 allowed = "an encoding of Python's, such as utf-8, cp1252, utf-16"
                 raise DataError(Problem("encoding", f"there is no {stated!r}", allowed)) from None
             encoding = "utf-8-sig" if plain == "utf-8" else plain
+        elif marked is None and b"\0" in head:
+            what = "holds zero bytes: it is UTF-16 without a mark, or no text"
+            raise DataError(Problem(where, what, "the option `encoding`, such as utf-16-le"))
         else:
             encoding = marked or "utf-8"
         if _reads(stream, encoding):
-            if stated is None and marked is None and b"\0" in head:
-                what = "holds zero bytes: it is UTF-16 without a mark, or no text"
-                raise DataError(Problem(where, what, "the option `encoding`, such as utf-16-le"))
             return encoding
     lines = list(_unlike(file, encoding))
     shown = ", ".join(f"line {number} (byte 0x{byte:02X})" for number, byte in lines[:_LISTED])

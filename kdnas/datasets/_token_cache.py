@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LabelKind = Literal["classes", "values"]
 """An option: what the labels of texts are, classes or numbers to be predicted."""
 
-_FORMAT = 2
+_FORMAT = 3
 _TEXTS = 1024
 _USUAL_LENGTH = 512
 _MULTIPLE = 8
@@ -351,14 +352,22 @@ class _Making:
             yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
 
 
+_NUMBER = re.compile(r"[+-]?(((0|[1-9]\d*)([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
+"""A number as programs write one. With other zeros or signs, as 007 or 1_000, it is a name."""
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
 def _as_numbers(values: list[Any]) -> list[Any]:
-    """Return labels as numbers where all are, as in a csv file: whole ones as int, the others as float."""
-    if not all(isinstance(value, str) for value in values):
+    """Return labels as numbers where all are, as in a csv file: whole ones as int, the others as float.
+
+    A comma is a decimal one, unless all of them may be those of thousands, which stay names.
+    """
+    if not all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in values):
         return values
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError:
+    commas = [value for value in values if "," in value]
+    if commas and (all(map(_THOUSANDS.fullmatch, commas)) or any("." in value for value in values)):
         return values
+    numbers = [float(value.replace(",", ".")) for value in values]
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
@@ -383,7 +392,9 @@ def _check_labels(
         )
         problems.append(Problem(f"{name}: train", f"no training text of class {escaped(names[number])!r}{first}"))
     if not counts["test"]:
-        problems.append(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
+        classes = f": {len(names):,} classes of {len(labels):,} texts"
+        allowed = "`test`, a larger `test_fraction`, or labels: values where labels are numbers to be predicted"
+        problems.append(Problem(f"{name}: test", f"there are no test texts{classes}", allowed))
     if problems:
         raise DataError(problems)
 

@@ -19,6 +19,7 @@ from kdnas.datasets._inputs import (
     carve_test,
     file_identity,
     locate_all,
+    name_of,
 )
 from kdnas.datasets._labels import DeclaredLabels, declared_names, label_mistake, numbered
 from kdnas.datasets._pictures import Background, Conversion, PictureReader
@@ -84,7 +85,7 @@ def parquet(
         is_test = np.array(rows.is_test, dtype=bool) if test_fraction is None else carve_test(labels, test_fraction)
         return Labelling(names, labels, is_test, None, (*notes, *reader.notes(rows.conversions)))
 
-    return cached(files[0][0].parent.name or "parquet", cache, identity, decode)
+    return cached(name_of(files[0][0], data_root), cache, identity, decode)
 
 
 @dataclass

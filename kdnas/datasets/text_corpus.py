@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdnas.core.text import CorpusData
+from kdnas.core.words import counted
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
 from kdnas.datasets._generated import Generated, Generation
-from kdnas.datasets._inputs import Problems
+from kdnas.datasets._inputs import Problems, name_of
 from kdnas.datasets._tables import (
     COLUMNAR,
     OBJECTS,
@@ -30,6 +31,8 @@ _PUT = "the texts of a language model (.txt, .jsonl, .parquet, .arrow)"
 Files = str | tuple[str, ...]
 _PIECE = 1 << 20
 """Characters of a document that are read at once."""
+_ABSENT = object()
+"""In the place of a field that a line of JSON does not have."""
 
 
 @DATASETS.register
@@ -92,7 +95,7 @@ def text_corpus(
         for file in (file.unpacked() for file in files.get(split, ())):
             if file.suffix in (*OBJECTS, *COLUMNAR):
                 rows = _rows(file, text_column, encoding, found, problems)
-                yield from (Piece(text, True) for text in rows if text)
+                yield from (Piece(text, True) for text in rows)
             else:
                 yield from _documents(file, documents, first, encoding, found)
 
@@ -105,7 +108,7 @@ def text_corpus(
     if generated is not None:
         described["generate"] = generated.identity()
     size = sum({file.path: file.size for file in every}.values())
-    corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
+    corpus = Corpus(name_of(every[0].shown, data_root), described, pieces, shares, size)
     return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
 
 
@@ -140,7 +143,7 @@ def _beginnings(pieces: Iterator[Piece]) -> Iterator[str]:
 
 
 def _rows(file: TextFile, column: str, encoding: str | None, found: Found, problems: Problems) -> Iterator[str]:
-    """Yield the text of each row. Adds to `problems` what is no text."""
+    """Yield the text of each row, empty ones left out, which is noted. Adds to `problems` what is no text."""
     if file.suffix in COLUMNAR:
         names, _, _ = next(arrow_batches(file))
         if names.count(column) != 1:
@@ -156,14 +159,21 @@ def _rows(file: TextFile, column: str, encoding: str | None, found: Found, probl
         )
     else:
         objects = json_objects(file, encoding, found, problems)
-        cells = ((f"line {number}", item.get(column)) for number, item in objects)
+        cells = ((f"line {number}", item.get(column, _ABSENT)) for number, item in objects)
+    empty = 0
     for where, cell in cells:
         try:
-            if not isinstance(cell, str):
-                raise ValueError(f"its {column} is {str(cell)[:40]!r}")
-            yield whole_characters(cell).replace("\ufeff", "").replace("\r\n", "\n")
+            if cell is not None and not isinstance(cell, str):
+                held = f"its {column} is {type(cell).__name__} {str(cell)[:40]}"
+                raise ValueError(f"has no {column}" if cell is _ABSENT else held)
+            text = whole_characters(cell or "").replace("\ufeff", "").replace("\r\n", "\n")
+            empty += not text
+            if text:
+                yield text
         except ValueError as error:
             problems.add(f"{file.shown}: {where}", str(error), "a text")
+    if empty:
+        found.notes[f"{counted(empty, 'empty text')} of {file.shown} left out"] = None
 
 
 def _documents(

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from kdnas.core.text import TextData
+from kdnas.core.words import counted
 from kdnas.datasets import DATASETS
 from kdnas.datasets._inputs import Problems
 from kdnas.datasets._own_function import returned_splits
-from kdnas.datasets._tables import Found, Row
+from kdnas.datasets._tables import Found, Row, plain_label
 from kdnas.datasets._token_cache import LabelKind, Length, Reader, Source, Split, TokenizerOption, cached_texts
 
 _RETURNS = "(train_texts, train_labels, test_texts, test_labels) or the same with class_names"
@@ -67,17 +68,26 @@ def _checked(result: tuple[Any, ...], function: str) -> tuple[dict[Split, list[R
     problems = Problems()
     parts: tuple[tuple[Split, Any, Any], ...] = (("train", *result[0:2]), ("test", *result[2:4]))
     splits: dict[Split, list[Row]] = {}
+    width = 0
     for split, texts, labels in parts:
-        texts, labels = list(texts), [label.item() if isinstance(label, np.generic) else label for label in labels]
+        texts, labels = list(texts), [_number(label) for label in labels]
         if len(texts) != len(labels):
             problems.add(f"{function}: {split}", f"{len(labels)} labels for {len(texts)} texts")
         splits[split] = []
         for number, (text, label) in enumerate(zip(texts, labels, strict=False)):
             where = f"{function}: {split} {number}"
             pair: Sequence[Any] = text if isinstance(text, tuple | list) else (text,)
-            if len(pair) > 2 or not all(isinstance(one, str) for one in pair):
+            width = width or len(pair)
+            if len(pair) not in (1, 2) or not all(isinstance(one, str) for one in pair):
                 problems.add(where, f"is {type(text).__name__} {str(text)[:40]!r}", "a str, or two")
+            elif len(pair) != width:
+                problems.add(where, f"has {counted(len(pair), 'text')}, the first one {width}", "as many in each")
             else:
-                splits[split].append(Row(where, tuple(one.strip() or None for one in pair), label))
+                splits[split].append(Row(where, tuple(one.strip() or None for one in pair), plain_label(label)))
     problems.raise_if_any()
     return splits, tuple(map(str, result[4])) if len(result) == 5 else None
+
+
+def _number(label: Any) -> Any:
+    """Return what a label of numpy or torch holds; others as they are."""
+    return label.item() if isinstance(label, np.generic) or getattr(label, "shape", None) == () else label

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kdnas.core.text import TextData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._inputs import Problems, TestFraction
+from kdnas.datasets._inputs import Problems, TestFraction, name_of
 from kdnas.datasets._tables import Column, Found, Reading, Row, read_table
 from kdnas.datasets._text_files import find_table_files
 from kdnas.datasets._token_cache import LabelKind, Length, Reader, Source, Split, TokenizerOption, cached_texts
@@ -85,7 +85,7 @@ def text_table(
 
     every = [file for split in files.values() for file in split]
     source = Source(
-        every[0].shown.parent.name or "texts",
+        name_of(every[0].shown, data_root),
         {"files": {name: [file.identity for file in split] for name, split in files.items()}, "reading": str(reading)},
         rows,
         sum({file.path: file.size for file in every}.values()),

@@ -20,7 +20,7 @@ from kdnas.datasets._corpus_cache import (
     open_corpus,
 )
 from kdnas.datasets._entries import kept_entry
-from kdnas.datasets._inputs import file_identity, locate
+from kdnas.datasets._inputs import file_identity, locate, name_of
 from kdnas.datasets._token_cache import SPLITS, Split, checked_length, tokenizer_identity
 from kdnas.errors import DataError, Problem
 from kdnas.tokenizing import Tokenizer, token_dtype
@@ -65,7 +65,7 @@ def token_files(
         "length": length,
         "dtype": dtype,
     }
-    name = files["train"].parent.name
+    name = name_of(files["train"], data_root)
 
     def make(work: Path) -> None:
         known = Tokenizer(data_root / tokenizer)

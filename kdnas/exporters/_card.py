@@ -164,6 +164,8 @@ def _data(student: TrainedStudent) -> str:
         )
         lines.append(f"Pictures are {given.words}.")
         lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
+    elif student.spec.rows > 1:
+        lines.append(f"It reads {student.spec.samples} of {student.spec.size} tokens.")
     else:
         lines.append(f"{capitalised(student.spec.samples)} are {given.words}.")
     if given.class_names:
@@ -217,7 +219,8 @@ def _making(student: TrainedStudent) -> str:
 
 def _narrow(spec: TaskSpec) -> str:
     """Return in words what it means to have learnt from one data set."""
-    only = f"It was trained on the {spec.samples} of its data set alone; on others it may be much worse."
+    of, others = ("text", "other text") if spec.rows > 1 else (spec.samples, "others")
+    only = f"It was trained on the {of} of its data set alone; on {others} it may be much worse."
     if spec.rows > 1 or spec.outputs == 1:
         return only
     return f"{only} It returns one of its {spec.outputs} classes for any input, also for one that belongs to none."

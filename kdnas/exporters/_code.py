@@ -16,7 +16,8 @@ from kdnas.core.task import Input
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent, Written
 from kdnas.exporters._alone import run_alone
-from kdnas.exporters._predict import LOADERS, check_predict, write_predict, write_preprocessing
+from kdnas.exporters._labelling import LOADERS
+from kdnas.exporters._predict import check_predict, write_predict, write_preprocessing
 from kdnas.exporters._probe import probe_inputs, reference_logits
 from kdnas.exporters._weights import WEIGHTS, write_weights
 from kdnas.nn.origin import CODE_FOLDER, cut_source

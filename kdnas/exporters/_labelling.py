@@ -24,9 +24,90 @@ class Loader:
     function: str
     needs: str
     text: str
-    """Of `function`, which takes nothing and returns a function of raw samples that gives logits."""
+    """Of `function`, which takes nothing and returns a function of raw inputs by name, arrays [B, ...], to logits."""
     unneeded: tuple[str, ...] = ()
     """Packages of kdnas that it does without."""
+
+
+_STUDENT = '''
+
+def load_student():
+    """Return the network of student.py, a function: its inputs by name to logits [B, K]. Needs PyTorch."""
+    import runpy
+
+    import torch
+
+    code = runpy.run_path(str(FOLDER / "student.py"))
+    network = code["load_student"](FOLDER / "student.safetensors")
+
+    @torch.no_grad()
+    def logits_of(inputs):
+        return code["logits_of"](network, *map(torch.from_numpy, inputs.values())).numpy()
+
+    return logits_of
+'''
+
+_ONNX = '''
+
+def load_onnx():
+    """Return the network of student.onnx, a function: its inputs by name to logits [B, K]. Needs onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
+
+    def logits_of(inputs):
+        return session.run(["logits"], inputs)[0]
+
+    return logits_of
+'''
+
+_OPENVINO = '''
+
+def load_openvino():
+    """Return the network of student.xml, a function: its inputs by name to logits [B, K]. Needs openvino."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(FOLDER / "student.xml", "CPU", settings)
+
+    def logits_of(inputs):
+        return network(inputs)["logits"]
+
+    return logits_of
+'''
+
+_EXECUTORCH = '''
+
+def load_executorch():
+    """Return the network of student.pte, a function: its inputs by name to logits [B, K]. Needs executorch."""
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(FOLDER / "student.pte")
+    method = program.load_method("forward")
+
+    def logits_of(inputs):
+        _ = program  # which the method needs
+        return method.execute([torch.from_numpy(part) for part in inputs.values()])[0].numpy().copy()
+
+    return logits_of
+'''
+
+LOADERS = {
+    loader.file: loader
+    for loader in (
+        Loader("student.py", "load_student", "PyTorch", _STUDENT),
+        Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
+        Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
+        Loader("student.pte", "load_executorch", "executorch", _EXECUTORCH),
+    )
+}
+"""Those of networks that take what kdnas's own students do; folders of a library's kind have one of their own."""
+
+
+def loaders_of(folder: Path) -> list[Loader]:
+    """Return the loaders of the networks that lie in `folder`."""
+    return [loader for file, loader in LOADERS.items() if (folder / file).exists()]
 
 
 def printed_alone(script: Path, loader: Loader, *arguments: object, folder: Path, classes: int) -> str:

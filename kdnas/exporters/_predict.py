@@ -16,7 +16,7 @@ import torch
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, printed_alone
+from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, loaders_of, printed_alone
 from kdnas.exporters._predict_text import check_text_predict, write_text_predict
 from kdnas.exporters._probe import probe_pictures, reference_logits
 from kdnas.picture import reading_source
@@ -63,8 +63,8 @@ def read_picture(path):
 NORMALISED = '''
 
 def normalised(pixels):
-    """Return what the network takes, float32 [B, C, H, W], from uint8 pixels [B, C, H, W]."""
-    pixels = pixels.repeat(PREPROCESSING["repeat"], axis=1).astype(np.float32)
+    """Return what the network takes, float32 [B, C, H, W], from pixels in 0..255, float32 [B, C, H, W]."""
+    pixels = pixels.repeat(PREPROCESSING["repeat"], axis=1)
     if PREPROCESSING["network_size"]:
         import torch
         import torch.nn.functional as F
@@ -76,81 +76,6 @@ def normalised(pixels):
     return pixels[:, PREPROCESSING["channel_order"]] if PREPROCESSING["channel_order"] else pixels
 '''
 """For networks that have no normalisation inside."""
-
-_STUDENT = '''
-
-def load_student():
-    """Return the network of student.py, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs PyTorch."""
-    import runpy
-
-    import torch
-
-    code = runpy.run_path(str(FOLDER / "student.py"))
-    network = code["load_student"](FOLDER / "student.safetensors")
-
-    @torch.no_grad()
-    def logits_of(pixels):
-        return code["logits_of"](network, torch.from_numpy(pixels)).numpy()
-
-    return logits_of
-'''
-
-_ONNX = '''
-
-def load_onnx():
-    """Return the network of student.onnx, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs onnxruntime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
-
-    def logits_of(pixels):
-        return session.run(["logits"], {"pixels": pixels.astype(np.float32)})[0]
-
-    return logits_of
-'''
-
-_OPENVINO = '''
-
-def load_openvino():
-    """Return the network of student.xml, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs openvino."""
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    network = openvino.Core().compile_model(FOLDER / "student.xml", "CPU", settings)
-
-    def logits_of(pixels):
-        return network({"pixels": pixels.astype(np.float32)})["logits"]
-
-    return logits_of
-'''
-
-_EXECUTORCH = '''
-
-def load_executorch():
-    """Return the network of student.pte, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs executorch."""
-    import torch
-    from executorch.runtime import Runtime
-
-    program = Runtime.get().load_program(FOLDER / "student.pte")
-    method = program.load_method("forward")
-
-    def logits_of(pixels):
-        _ = program  # which the method needs
-        return method.execute([torch.from_numpy(pixels.astype(np.float32))])[0].numpy().copy()
-
-    return logits_of
-'''
-
-
-LOADERS = {
-    loader.file: loader
-    for loader in (
-        Loader("student.py", "load_student", "PyTorch", _STUDENT),
-        Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
-        Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
-        Loader("student.pte", "load_executorch", "executorch", _EXECUTORCH),
-    )
-}
 
 _MAIN = '''
 
@@ -172,7 +97,7 @@ def likeliest(logits, names, top):
 
 def label(file, logits_of, top, as_json):
     """Print the likeliest classes of one picture, of several tasks those of each."""
-    logits = logits_of(np.array(read_picture(file)[np.newaxis], order="C"))[0]  # a copy: Pillow's own is read-only
+    logits = logits_of({"pixels": read_picture(file)[np.newaxis].astype(np.float32, order="C")})[0]
     names, start, ranked = PREPROCESSING["class_names"], 0, []
     for count in PREPROCESSING.get("tasks", {"": len(names)}).values():
         ranked += likeliest(logits[start : start + count], names[start : start + count], top)
@@ -230,7 +155,7 @@ def write_predict(student: TrainedStudent, folder: Path, *loaders: Loader) -> tu
     names = (write_preprocessing(student, folder),)
     if not isinstance(student.preprocessing, Preprocessing):
         return *names, *write_text_predict(student, folder)
-    there = loaders or [loader for file, loader in LOADERS.items() if (folder / file).exists()]
+    there = loaders or loaders_of(folder)
     (folder / SCRIPT).write_text(predict_script(student.preprocessing, there), encoding="utf-8")
     return *names, SCRIPT
 
@@ -249,7 +174,7 @@ def predict_script(preprocessing: Preprocessing, loaders: Sequence[Loader]) -> s
 def check_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None:
     """Raise ExportError unless predict.py, run alone with the loader's network, labels pictures as the student does."""
     if not isinstance(student.preprocessing, Preprocessing):
-        check_text_predict(student, folder, loader.file)
+        check_text_predict(student, folder, loader)
         return
     script, names = folder / SCRIPT, student.preprocessing.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:

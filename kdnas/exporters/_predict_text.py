@@ -15,7 +15,14 @@ import torch
 from kdnas.core.preprocessing import TextPreprocessing
 from kdnas.core.ruling import allowed
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, check_printed_values, printed_alone
+from kdnas.exporters._labelling import (
+    SCRIPT,
+    Loader,
+    check_printed,
+    check_printed_values,
+    loaders_of,
+    printed_alone,
+)
 from kdnas.exporters._probe import reference_logits
 from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
 
@@ -66,10 +73,10 @@ def parts_of(text):
 
 
 def read(tokenizer, text):
-    """Return what the network takes, int64 [1, T] each, from a text. Raises ValueError."""
+    """Return what the network takes, by name and int64 [1, T] each, from a text. Raises ValueError."""
     found = tokenizer.encode(*parts_of(text))
     given = {{"tokens": found.ids, "mask": found.attention_mask, "segments": found.type_ids}}
-    return [np.array([given[name]], dtype=np.int64) for name in INPUTS]
+    return {{name: np.array([given[name]], dtype=np.int64) for name in INPUTS}}
 
 
 def within_rules(tokenizer, tokens, logits):
@@ -93,7 +100,7 @@ def label(text, tokenizer, logits_of, top, as_json):
         value = float(logits[0])
         print(json.dumps({{"text": text, "value": value}}) if as_json else f"{{text}}: {{value:.4g}}", flush=True)
         return
-    logits = within_rules(tokenizer, inputs[0][0].tolist(), logits)
+    logits = within_rules(tokenizer, inputs["tokens"][0].tolist(), logits)
     raised = np.exp(logits - logits.max())
     named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
     ranked = sorted(named, key=lambda pair: -pair[0])[:top]
@@ -130,88 +137,13 @@ if __name__ == "__main__":
     main()
 '''
 
-_STUDENT = '''
-
-def load_student():
-    """Return the network of student.py, a function: its inputs to logits [B, K]. Needs PyTorch."""
-    import runpy
-
-    import torch
-
-    code = runpy.run_path(str(FOLDER / "student.py"))
-    network = code["load_student"](FOLDER / "student.safetensors")
-
-    @torch.no_grad()
-    def logits_of(inputs):
-        return code["logits_of"](network, *map(torch.from_numpy, inputs)).numpy()
-
-    return logits_of
-'''
-
-_ONNX = '''
-
-def load_onnx():
-    """Return the network of student.onnx, a function: its inputs to logits [B, K]. Needs onnxruntime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
-
-    def logits_of(inputs):
-        return session.run(["logits"], dict(zip(INPUTS, inputs, strict=True)))[0]
-
-    return logits_of
-'''
-
-_OPENVINO = '''
-
-def load_openvino():
-    """Return the network of student.xml, a function: its inputs to logits [B, K]. Needs openvino."""
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    network = openvino.Core().compile_model(FOLDER / "student.xml", "CPU", settings)
-
-    def logits_of(inputs):
-        return network(dict(zip(INPUTS, inputs, strict=True)))["logits"]
-
-    return logits_of
-'''
-
-_EXECUTORCH = '''
-
-def load_executorch():
-    """Return the network of student.pte, a function: its inputs to logits [B, K]. Needs executorch."""
-    import torch
-    from executorch.runtime import Runtime
-
-    program = Runtime.get().load_program(FOLDER / "student.pte")
-    method = program.load_method("forward")
-
-    def logits_of(inputs):
-        _ = program  # which the method needs
-        return method.execute([torch.from_numpy(part) for part in inputs])[0].numpy().copy()
-
-    return logits_of
-'''
-
-
-_LOADERS = {
-    loader.file: loader
-    for loader in (
-        Loader("student.py", "load_student", "PyTorch", _STUDENT),
-        Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
-        Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
-        Loader("student.pte", "load_executorch", "executorch", _EXECUTORCH),
-    )
-}
-
 
 def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]:
     """Write the tokenizer, and predict.py for every network that lies in `folder`, and return their names.
 
     There is no script where no tokenizer is known, nor for a language model.
     """
-    there = [loader for file, loader in _LOADERS.items() if (folder / file).exists()]
+    there = loaders_of(folder)
     given = student.preprocessing
     if student.tokenizer is None or not isinstance(given, TextPreprocessing):
         return ()
@@ -238,12 +170,12 @@ def _of_pairs(student: TrainedStudent) -> bool:
     return any(taken.name == "segments" for taken in student.spec.inputs)
 
 
-def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None:
-    """Raise ExportError unless predict.py, run alone with the network `file`, labels texts as the student does."""
+def check_text_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None:
+    """Raise ExportError unless predict.py, run alone with the loader's network, labels texts as the student does."""
     given, script = student.preprocessing, folder / SCRIPT
     if not script.is_file() or student.tokenizer is None or not isinstance(given, TextPreprocessing):
         return
-    tokenizer, loader = Tokenizer(student.tokenizer), _LOADERS[file]
+    tokenizer = Tokenizer(student.tokenizer)
     drawn = torch.randint(0, tokenizer.size, (_PROBES, 12), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [" ".join(tokenizer.decode(one).split()).lstrip("-") or "a text" for one in drawn]
     asked = list(zip(texts, reversed(texts), strict=True)) if _of_pairs(student) else [(text,) for text in texts]

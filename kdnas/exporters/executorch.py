@@ -19,8 +19,9 @@ from pydantic import Field
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._labelling import LOADERS
 from kdnas.exporters._onnx import check_runtime
-from kdnas.exporters._predict import LOADERS, check_predict, write_predict
+from kdnas.exporters._predict import check_predict, write_predict
 from kdnas.exporters._probe import as_fed, plain_copy, probe_inputs
 from kdnas.nn.onnx_program import dynamic_shapes
 

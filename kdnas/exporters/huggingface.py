@@ -58,15 +58,15 @@ _LOADER = Loader(
     + '''
 
 def load_network():
-    """Return the network, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs transformers."""
+    """Return the network, a function: its inputs by name to logits [B, K]. Needs transformers."""
     import torch
     from transformers import AutoModelForImageClassification
 
     network = AutoModelForImageClassification.from_pretrained(FOLDER).eval()
 
     @torch.no_grad()
-    def logits_of(pixels):
-        return network(pixel_values=torch.from_numpy(normalised(pixels))).logits.numpy()
+    def logits_of(inputs):
+        return network(pixel_values=torch.from_numpy(normalised(inputs["pixels"]))).logits.numpy()
 
     return logits_of
 ''',

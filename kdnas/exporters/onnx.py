@@ -14,8 +14,9 @@ from pydantic import Field
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._labelling import LOADERS
 from kdnas.exporters._onnx import check_runtime, write_onnx
-from kdnas.exporters._predict import LOADERS, check_predict, write_predict
+from kdnas.exporters._predict import check_predict, write_predict
 from kdnas.nn import onnx_program
 
 REQUIRES, EXTRA = onnx_program.REQUIRES, onnx_program.EXTRA

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._labelling import LOADERS
 from kdnas.exporters._onnx import check_runtime, write_onnx
-from kdnas.exporters._predict import LOADERS, check_predict, write_predict
+from kdnas.exporters._predict import check_predict, write_predict
 
 REQUIRES = ("openvino", "onnx", "onnxscript")
 EXTRA = "openvino"

@@ -41,15 +41,15 @@ _LOADER = Loader(
     + '''
 
 def load_network():
-    """Return the network, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs timm."""
+    """Return the network, a function: its inputs by name to logits [B, K]. Needs timm."""
     import timm
     import torch
 
     network = timm.create_model(f"local-dir:{FOLDER}", pretrained=True).eval()
 
     @torch.no_grad()
-    def logits_of(pixels):
-        return network(torch.from_numpy(normalised(pixels))).numpy()
+    def logits_of(inputs):
+        return network(torch.from_numpy(normalised(inputs["pixels"]))).numpy()
 
     return logits_of
 ''',

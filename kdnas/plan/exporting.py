@@ -101,9 +101,7 @@ def write_student(
     student = trained_student(run, member, repeat, workshop)
     if formats is None or on_skip is not None:
         formats = had_formats(student, formats, on_skip or notify)
-    written = write_formats(student, formats, out, notify=notify)
-    reach("export")
-    return written
+    return write_formats(student, formats, out, notify=notify)
 
 
 def had_formats(student: TrainedStudent, formats: Sequence[str] | None, notify: Callable[[str], None]) -> list[str]:
@@ -322,6 +320,7 @@ def write_formats(
             if lacking:
                 raise ExportError(next(f"{name}: {why}" for name, why in lacking.items()))
             for name in dict.fromkeys(formats):
+                reach("export")
                 made = _write_one(student, name, scratch)
                 names |= dict.fromkeys(made.files)
                 notify(f"checked {short_name(name)}")
@@ -350,5 +349,6 @@ def _move(names: Collection[str], scratch: Path, out: Path) -> list[Path]:
     out.mkdir(exist_ok=True)
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
+        reach("export")
         (scratch / name).replace(out / name)
     return [out / name for name in names]

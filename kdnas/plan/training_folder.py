@@ -64,9 +64,12 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         refuse_links(out)
         strangers = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot be used for a training: {error.strerror or error}") from error
+    try:
         locked = read_plain(lock) if lock.exists() else None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{out} cannot be used for a training: {' '.join(str(error).split())[:200]}") from error
+        raise RunFolderError(f"{lock} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not lock.exists():
         if strangers:
             raise RunFolderError(

@@ -212,7 +212,7 @@ def _student_problem(
         # Its parameters have been read above; without them Optuna's own checks find nothing.
         frozen = FrozenTrial(number, state, None, *moments, {}, {}, dict(attributes), {}, {}, number)
         record = trial_record(frozen)
-        _check_numbers(record.tuned)
+        _check_settings(record.tuned)
         _check_amounts(record.profile)
         _check_amounts({"train_seconds": record.train_seconds, "teacher_seconds": record.teacher_seconds})
         _check_amounts({name: taken.spread for name, taken in record.measurements.items()})
@@ -309,6 +309,11 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r}, no number")
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
+
+
+def _check_settings(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError where one of `values` is no finite number, truth value or text."""
+    _check_numbers({name: value for name, value in _items(values) if not isinstance(value, str | bool)})
 
 
 def _items(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -75,6 +75,10 @@ class Database(ABC):
     def check_held(self) -> None:  # noqa: B027 - a file is held by its folder's lock
         """Raise RunFolderError where this process held the study and another controller has had it since."""
 
+    def lost(self, error: BaseException) -> bool:
+        """Whether `error` says that the database went away, in a search that waits for it to come back."""
+        return False
+
     @abstractmethod
     def digest(self) -> str:
         """Return a hash of what is kept, empty where it cannot be read."""

@@ -7,6 +7,7 @@ it is refused (`kdnas.study.config`), so none is printed or written.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from kdnas.errors import ConfigError, Problem, RunFolderError
@@ -56,6 +57,8 @@ class Postgres(Database):
             import psycopg  # noqa: F401
         except ImportError:
             raise ConfigError(Problem("storage", "needs psycopg: pip install 'kdnas[postgres]'")) from None
+        for name in ("psycopg", "sqlalchemy.pool"):  # what comes of a lost server is told in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._url = make_url(url).set(drivername="postgresql+psycopg")
         self._folder = folder
         self._hold: _Hold | None = None
@@ -138,6 +141,10 @@ class Postgres(Database):
         """Take the lock again that a restart of the server freed. Raises RunFolderError where another has been here."""
         if self._hold is not None:
             self._hold.check()
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether a search lost its connection, as when the server restarts."""
+        return self._hold is not None and isinstance(error, DBAPIError) and error.connection_invalidated
 
     def digest(self) -> str:
         """Return a hash of the study's rows."""

@@ -169,7 +169,7 @@ class TrialRecord:
     arch: Arch
     state: TrialState
     fidelity: Fidelity
-    tuned: Mapping[str, float] = field(default_factory=dict)
+    tuned: Mapping[str, Scalar] = field(default_factory=dict)
     """Training settings searched with the architecture, by dotted name."""
     proposed: Mapping[str, Scalar] = field(default_factory=dict)
     """What the sampler proposed for every choice, those included that are not active in the arch."""

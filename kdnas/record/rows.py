@@ -36,6 +36,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, Table, UniqueConstraint, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from kdnas.faults import reach
+
 Kind = Literal["user_attrs", "system_attrs"]
 
 _STUDIES: Table = models.StudyModel.__table__
@@ -82,6 +84,8 @@ class Rows(_Passing):
         self._name = name
         self._directions: list[StudyDirection] = storage.get_study_directions(self._study_id)
         self._transaction: Connection | None = None
+        self.may_be_written = False
+        """Whether the last transaction got to its end: where an error came then, nobody knows what became of it."""
         self._forget()
 
     def _forget(self) -> None:
@@ -102,6 +106,11 @@ class Rows(_Passing):
 
     # -- transactions --------------------------------------------------------------------------------------------------
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._transaction is not None
+
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Hold back what is written inside, then write all of it; nothing on an error."""
@@ -114,12 +123,14 @@ class Rows(_Passing):
         if self._transaction is not None:
             yield self._transaction
             return
+        self.may_be_written = False
         try:
             with self._connect() as connection, connection.begin():
                 self._transaction = connection
                 try:
                     yield connection
                     self._write(connection)
+                    self.may_be_written = True
                 finally:
                     self._transaction = None
         except BaseException:
@@ -128,6 +139,7 @@ class Rows(_Passing):
 
     def _write(self, connection: Connection) -> None:
         for table, rows in self._unwritten.items():
+            reach("writing")
             connection.execute(_put(connection.dialect.name, table), list(rows.values()))
         for row in self._ended:
             still = _TRIALS.c.state.in_(_UNFINISHED)

@@ -68,7 +68,8 @@ from kdnas.record.trials import (
     what_else,
     with_retraining,
 )
-from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.config import StudyConfig
+from kdnas.study.tune import Tuned, TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -77,10 +78,12 @@ R = TypeVar("R")
 
 _REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, optuna.exceptions.UpdateFinishedTrialError)
 """What the disk or the database raises."""
+_TRIES = 3
+"""Of one write whose server is lost; each waits for it to come back."""
 _NOTES_OF_OLD = {"teacher_test_accuracy": "teacher_test_score"}
 
 
-def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
+def distributions(space: SearchSpace, tune: Mapping[str, Tuned]) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of every choice and tuned setting: evenly spaced integers keep their order."""
     result: dict[str, BaseDistribution] = {}
     for choice in space.choices:
@@ -88,8 +91,11 @@ def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str
             result[choice.name] = IntDistribution(choice.values[0], choice.values[-1], step=choice.step)  # type: ignore[arg-type]
         else:
             result[choice.name] = CategoricalDistribution(choice.values)
-    for name, bounds in tune.items():
-        result[name] = FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+    for name, asked in tune.items():
+        if isinstance(asked, TuneRange):
+            result[name] = FloatDistribution(asked.low, asked.high, log=asked.log)
+        else:
+            result[name] = CategoricalDistribution(asked)
     return result
 
 
@@ -98,10 +104,7 @@ def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenat
 
     @functools.wraps(method)
     def guarded(self: Record, /, *arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return method(self, *arguments, **options)
-        except _REFUSALS as error:
-            raise self._database.unusable(error) from error
+        return self._lasting(lambda: method(self, *arguments, **options))
 
     return guarded
 
@@ -163,18 +166,33 @@ class Record:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study.set_metric_names([objective.name for objective in objectives])
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk.
+    def at_once(self, write: Callable[[], R]) -> R:
+        """Return what `write` does, and write all of it in one transaction: whole or not at all, one wait for the disk.
 
-        Nothing is written where another controller has taken the study over.
+        Nothing is written where another controller has taken the study over. `write` is called again where a server was
+        lost meanwhile that has come back.
         """
-        self._database.check_held()
-        try:
+
+        def whole() -> R:
+            self._database.check_held()
             with self._rows.at_once():
-                yield
-        except _REFUSALS as error:
-            raise self._database.unusable(error) from error
+                return write()
+
+        return self._lasting(whole)
+
+    def _lasting(self, work: Callable[[], R]) -> R:
+        """Return what `work` does, done again where its server is lost meanwhile. Raises RunFolderError."""
+        asked = dict(self._asked)
+        for again in reversed(range(_TRIES)):
+            try:
+                return work()
+            except _REFUSALS as error:
+                if self._rows.is_writing:
+                    raise  # the whole of it is done again
+                if not again or not self._database.lost(error) or self._rows.may_be_written:
+                    raise self._database.unusable(error) from error
+                self._asked = dict(asked)
+        raise AssertionError("the last try returns or raises")
 
     @_on_disk
     def ask(
@@ -230,7 +248,7 @@ class Record:
         self._close(number, OptunaState.FAIL)
 
     @_on_disk
-    def describe(self, number: int, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
+    def describe(self, number: int, arch: Arch, tuned: Mapping[str, Scalar], fidelity: Fidelity) -> None:
         """Write what a running trial is."""
         trial = self._asked[number]
         trial.set_user_attr("arch_id", arch.arch_id)

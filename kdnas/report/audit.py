@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 
-from kdnas.audit.losses import loss_name
-from kdnas.audit.result import SCORE, TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
+from kdnas.audit.result import (
+    SCORE,
+    TARGET_TAU,
+    AuditedStudent,
+    AuditResult,
+    LossAgreement,
+    NeededFidelity,
+    audit_result,
+)
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.objective import Quantity
@@ -17,8 +25,11 @@ from kdnas.core.rank import Estimate
 from kdnas.core.words import capitalised, command_line, counted
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import FRONT, Figure, score_axis, styled
+from kdnas.report.study_file import write_study
 from kdnas.report.table import Table
-from kdnas.report.wording import in_html, label, scaled, shown, shown_interval
+from kdnas.report.wording import duration, in_html, label, scaled, shown, shown_interval
+from kdnas.study.losses import loss_name
+from kdnas.training.recipe import Distillation
 
 _RANKERS = {SCORE: "search score", "params": "params alone", "macs": "MACs alone"}
 UNKNOWN = "not known"
@@ -110,7 +121,8 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
         "Best quarter: by longer training. Equal MACs: only students of one band are compared, and those of a band "
         f"differ by at most {100 * result.tolerance:.0f} %. n: students (pairs compared)."
     )
-    sentences += [verdict(result), *_ceiling(result), *_needed(result.needed, result.longer)]
+    sentences += [verdict(result), *loss_verdict(run, result)]
+    sentences += [*_ceiling(result), *_needed(result.needed, result.longer)]
     return sentences
 
 
@@ -136,6 +148,54 @@ def verdict(result: AuditResult) -> str:
         f"The search score {compared} ({difference}), and adds nothing to it that {gain.items} students could show "
         f"({held})."
     )
+
+
+def brief_loss(result: AuditResult) -> LossAgreement | None:
+    """Return the brief loss, of those tried beside the study's own, that ranks best; None where its own does."""
+    best, own = result.losses[0] if result.losses else None, result.overall
+    return None if best is None or best.tau is None or (own is not None and own.value >= best.tau.value) else best
+
+
+def loss_verdict(run: RunRecord, result: AuditResult) -> list[str]:
+    """Return which brief loss ranks as longer training does best, whether that is beyond noise, and what it cost."""
+    if not result.losses or run.audit is None:
+        return []
+    own, best = loss_name(run.config.distillation), brief_loss(result)
+    names = {row.loss for row in result.losses}
+    brief = [training for training in run.audit.trainings if training.loss in names]
+    longer = [training for training in run.audit.trainings if not training.loss]
+    spent, besides = (sum(training.train_seconds for training in made) for made in (brief, longer))
+    if best is None:
+        found = f"No brief loss of {len(names) + 1} ranks better than the study’s, {own}."
+    else:
+        sure = best.gain is not None and best.gain.low > 0
+        gained = "" if best.gain is None else f", its tau larger by {shown_tau(best.gain)} than the study’s {own}’s"
+        found = f"Of {len(names) + 1} brief losses {best.loss} ranks best{gained}: "
+        found += "beyond noise." if sure else "not beyond noise, and as the best of several it looks better than it is."
+    cost = f"That took {counted(len(brief), 'brief training')} ({duration(spent)})"
+    cost += f" beside {counted(len(longer), 'longer one')} of the audit’s ({duration(besides)})." if longer else "."
+    return [found, cost]
+
+
+def write_brief_study(run: RunRecord, result: AuditResult, losses: Mapping[str, Distillation]) -> list[Path]:
+    """Write the study whose search has the brief loss that ranks best, and whose finalists learn as before.
+
+    Returns what was written, into the run's folder `audit`: nothing where the study's own loss ranks best, or the best
+    is none of `losses`, by name.
+    """
+    best, config = brief_loss(result), run.config
+    if best is None or best.loss not in losses:
+        return []
+    folder = run.folder / "audit"
+    folder.mkdir(exist_ok=True)
+    own, final = config.model_dump(mode="json", exclude_unset=True), config.final.distillation or config.distillation
+    sections = {
+        "distillation": losses[best.loss].model_dump(mode="json", exclude_unset=True),
+        "tune": {name: asked for name, asked in own.get("tune", {}).items() if not name.startswith("distillation.")},
+        "final": {**own.get("final", {}), "distillation": final.model_dump(mode="json")},
+    }
+    words = f"kdnas audit: the study with {best.loss} as the loss of its search; finalists learn as before"
+    return write_study(folder, config, run.lock.space, sections, words)
 
 
 def trust_line(run: RunRecord) -> str:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from kdnas import atomic
 from kdnas.audit.comparing import FOLDER, SIGNIFICANT, Comparison, Comparisons, Row, settings_of
 from kdnas.core.objective import Quantity
 from kdnas.core.words import counted
-from kdnas.record.lock import space_record
 from kdnas.record.run_folder import write_text
 from kdnas.report.figures import FAINT, FRONT, GRID, INK, round_ticks
+from kdnas.report.study_file import write_study
 from kdnas.report.table import Table
 from kdnas.report.wording import shown_interval
-from kdnas.study.spaces import space_names
 
 _WIDTH, _ROW, _TOP, _BOTTOM, _LETTER = 760, 26, 44, 48, 7.2
-_CARRIED = ("teacher", "teacher_name", "further_teachers", "training", "distillation", "space")
 
 
 def table(result: Comparisons) -> Table:
@@ -167,29 +162,7 @@ def write_comparison(folder: Path, comparison: Comparison, result: Comparisons, 
                 ]
     write_text(out / "scores.csv", "\n".join([*lines, ""]))
     atomic.write_text(out / "scores.svg", picture(result))
-    return [out / "scores.csv", out / "scores.svg", *_write_study(out, comparison, result.ranking[0], space)]
-
-
-def _write_study(out: Path, comparison: Comparison, name: str, space: Any) -> list[Path]:
-    """Write the study with the recipe called `name`, and its space where that has a file of its own."""
-    config = comparison.config
-    plain = config.model_dump(mode="json", exclude_unset=True)
-    study: dict[str, Any] = {key: value for key, value in plain.items() if key not in _CARRIED}
-    study["teachers"] = _named(plain, config.teacher_name)
-    written = [out / "study.yaml"]
-    study["space"] = plain["space"]
-    if isinstance(config.space, str) and config.space not in space_names():
-        study["space"] = "space.yaml"
-        record = {key: value for key, value in space_record(space).items() if value}
-        fixed = record.pop("fixed", {})
-        record["choices"] = {**record["choices"], **{key: [value] for key, value in fixed.items()}}
-        write_text(out / "space.yaml", yaml.safe_dump(record, sort_keys=False, width=120))
-        written.append(out / "space.yaml")
-    study |= settings_of(comparison, name)
-    header = f"# Written by kdnas compare: the study with its best recipe, {name}.\n"
-    write_text(out / "study.yaml", header + yaml.safe_dump(study, sort_keys=False, width=120))
-    return written
-
-
-def _named(plain: Mapping[str, Any], first: str) -> dict[str, Any]:
-    return {first: plain["teacher"], **plain.get("further_teachers", {})}
+    best = result.ranking[0]
+    words = f"kdnas compare: the study with its best recipe, {best}"
+    written = write_study(out, comparison.config, space, settings_of(comparison, best), words)
+    return [out / "scores.csv", out / "scores.svg", *written]

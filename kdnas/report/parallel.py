@@ -138,7 +138,7 @@ def _axes(run: RunRecord, trials: Sequence[TrialRecord], members: Sequence[Front
 
 
 def _searched_axis(setting: Searched, trials: Sequence[TrialRecord]) -> _Axis:
-    if setting.tuned:
+    if setting.range:
         low, high = (float(value) for value in setting.domain)
         chosen: dict[int, Any] = {t.number: v for t, v in zip(trials, setting.values, strict=True)}
         return _Axis(setting.name, setting.name, (), low, high, setting.log, chosen)

@@ -17,9 +17,11 @@ import numpy as np
 from kdnas.audit.sample import search_fidelity
 from kdnas.core.arch import Scalar, normalise_scalar
 from kdnas.core.space import SearchSpace
-from kdnas.record.front import comparable, measured_values
+from kdnas.core.words import counted
+from kdnas.record.front import comparable, front, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
-from kdnas.report.wording import label, number
+from kdnas.report.wording import duration, label, number
+from kdnas.study.tune import TuneRange
 
 FEWEST_BEST = 3
 _BEST_SHARE = 0.2
@@ -34,14 +36,16 @@ _BETTER_BY_CHANCE = 0.01
 
 @dataclass(frozen=True)
 class Searched:
-    """A choice of the space or a tuned training setting, as some trials have it."""
+    """A choice of the space or a tuned setting of the recipe, as some trials have it."""
 
     name: str
     values: tuple[Scalar | None, ...]
-    """One a trial; None where the student does not have it, such as the width of a stage that is left out."""
+    """One a trial; None where that does not have it, such as the width of a stage that is left out."""
     domain: tuple[Scalar, ...]
-    """What the study offers, in its order; of a tuned setting the two ends of the range."""
+    """What the study offers, in its order; of a range the two ends."""
     tuned: bool = False
+    range: bool = False
+    """Whether any real number between two ends was offered."""
     log: bool = False
 
     @property
@@ -51,7 +55,7 @@ class Searched:
 
     def is_at(self, value: Scalar | None, end: float, share: float) -> bool:
         """Whether a number is at `end`, the low or high one of the domain; of a range, within `share` of its length."""
-        if not self.tuned:
+        if not self.range:
             return value == end
         low, high, at, border = (math.log(v) if self.log else v for v in map(float, (*self.domain, value, end)))  # type: ignore[arg-type]
         return abs(at - border) <= share * (high - low)
@@ -99,7 +103,7 @@ def stuck_at_bounds(run: RunRecord) -> list[str]:
 def _stuck(setting: Searched, losses: Sequence[float], best: Sequence[int]) -> str:
     numbers = [float(value) for value in setting.domain]
     low, high = min(numbers), max(numbers)
-    by_chance = _END_SHARE if setting.tuned else 1 / len(numbers)
+    by_chance = _END_SHARE if setting.range else 1 / len(numbers)
     for end, which, more in ((low, "lower", "smaller"), (high, "upper", "larger")):
         there = [None if value is None else setting.is_at(value, end, _END_SHARE) for value in setting.values]
         having = [index for index in best if there[index] is not None]
@@ -116,16 +120,55 @@ def _stuck(setting: Searched, losses: Sequence[float], best: Sequence[int]) -> s
         ):
             continue
         count = f"{hits} of the {len(having)} best students"
-        if setting.tuned:
+        if setting.range:
             return (
                 f"{setting.name} is stuck at the {which} end of its range, {number(low)} to {number(high)} ({count}): "
                 f"{more} values may be better, so widen `tune`."
             )
+        widened = "`tune`" if setting.tuned else "the space as far as the constraints allow"
         return (
             f"{setting.name} is stuck at {number(end)}, its {'smallest' if end == low else 'largest'} value ({count}): "
-            f"{more} ones may be better, so widen the space as far as the constraints allow."
+            f"{more} ones may be better, so widen {widened}."
         )
     return ""
+
+
+def tuned_in_words(run: RunRecord) -> list[str]:
+    """Return what was tuned, which values the front has of it, and what it cost; nothing where nothing was tuned."""
+    trials, losses = losses_of(run, comparable(run))
+    members = [member.trial for member in front(run)]
+    settings = [setting for setting in searched(run, trials) if setting.tuned]
+    if not settings or not members:
+        return []
+    again = len(trials) - len({trial.arch for trial in trials})
+    spent = sum(trial.train_seconds for trial in run.trials)
+    sentences = [
+        f"{', '.join(setting.name for setting in settings)} {'was' if len(settings) == 1 else 'were'} tuned with the "
+        f"architecture, within the search’s {counted(len(run.trials), 'trial')} and {duration(spent)} of training; "
+        f"{again} of {len(trials)} scores are of a network that had one with other settings."
+    ]
+    for setting in settings:
+        known: list[Any] = [trial.tuned[setting.name] for trial in members if setting.name in trial.tuned]
+        if setting.range:
+            if known:
+                low, high = min(known), max(known)
+                shown = number(low) if low == high else f"{number(low)} to {number(high)}"
+                sentences.append(f"{setting.name} of the front: {shown}.")
+            continue
+        parts = []
+        for value in setting.domain:
+            mine = [index for index, other in enumerate(setting.values) if other == value]
+            if not mine:
+                parts.append(f"{value}: not tried")
+                continue
+            best = min(mine, key=losses.__getitem__)
+            seconds = sum(trials[index].train_seconds for index in mine)
+            parts.append(
+                f"{value}: {counted(len(mine), 'score')} in {duration(seconds)}, the best "
+                f"{run.score.shown(measured_values(trials[best])[run.score.name])}, {known.count(value)} on the front"
+            )
+        sentences.append(f"{setting.name}: {'; '.join(parts)}.")
+    return [*sentences, "Their networks differ too, which compares no settings with each other: `kdnas compare` does."]
 
 
 def losses_of(run: RunRecord, trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[float]]:
@@ -172,14 +215,19 @@ def _is_removed(name: str, chosen: Mapping[str, Scalar]) -> bool:
 
 
 def _tuned(run: RunRecord, trials: Sequence[TrialRecord]) -> list[Searched]:
-    names = sorted(set.intersection(*(set(trial.tuned) for trial in trials))) if trials else []
     found = []
-    for name in names:
-        values = tuple(float(trial.tuned[name]) for trial in trials)
+    for name in sorted({name for trial in trials for name in trial.tuned}):
+        values = tuple(trial.tuned.get(name) for trial in trials)
+        known = {value for value in values if value is not None}
         asked = run.config.tune.get(name)
-        if len(set(values)) > 1:
-            ends = (min(values), max(values)) if asked is None else (asked.low, asked.high)
-            found.append(Searched(name, values, ends, tuned=True, log=asked is not None and asked.log))
+        if len(known) < 2:
+            continue
+        if asked is None or isinstance(asked, TuneRange):
+            ends = (min(known), max(known)) if asked is None else (asked.low, asked.high)
+            log = asked is not None and asked.log
+            found.append(Searched(name, values, ends, tuned=True, range=True, log=log))
+        else:
+            found.append(Searched(name, values, asked, tuned=True))
     return found
 
 

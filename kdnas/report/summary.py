@@ -32,7 +32,7 @@ from kdnas.record.front import (
 from kdnas.record.lock import SupernetRecord, TeacherReport
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.architecture import families_in_words
-from kdnas.report.searched import stuck_at_bounds
+from kdnas.report.searched import stuck_at_bounds, tuned_in_words
 from kdnas.report.wording import (
     bound_in_words,
     duration,
@@ -67,7 +67,7 @@ def what_was_searched(run: RunRecord) -> str:
         alone = "the teacher" if names[:1] == ["teacher"] else f"the teacher {', '.join(names)}"
         teachers = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
         how = f"distilled from {teachers}" if names else "trained without a teacher"
-        source = f"for the data set {short_name(config.data.type)}{classes}, {how}"
+        source = f"for the data set {run.lock.data.name or short_name(config.data.type)}{classes}, {how}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 
@@ -408,7 +408,7 @@ def trust(run: RunRecord) -> list[str]:
     if volume is not None and members:
         point = reference_in_words(run)
         sentences.append(f"Hypervolume of the front: {volume_in_words(volume)}, below the reference point {point}.")
-    return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
+    return [*sentences, *tuned_in_words(run), *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 
 def costs(run: RunRecord) -> list[tuple[str, str]]:

@@ -349,7 +349,8 @@ def _students(run: RunRecord, table: pd.DataFrame, first: Sequence[str], name: s
     """Return a file's rows with the columns of `first` first; the trial of number `marked` is tinted."""
     rows: list[Row] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     columns = _ordered(table, first)
-    heads = tuple(Column(_heading(name, rows, run.score), name in (*_TEXT, *_LONG), name in _LONG) for name in columns)
+    texts = {name for name in columns if name in (*_TEXT, *_LONG) or any(isinstance(row[name], str) for row in rows)}
+    heads = tuple(Column(_heading(name, rows, run.score), name in texts, name in _LONG) for name in columns)
     cells = tuple(tuple(_cell(column, row, run.score) for column in columns) for row in rows)
     return Table(name, heads, cells, frozenset(k for k, row in enumerate(rows) if row["trial"] == marked))
 
@@ -396,7 +397,7 @@ def _cell(column: str, row: Row, score: Quantity) -> Cell:
         "fidelity_data_fraction": lambda share: f"{100 * share:g}",
         "fidelity_resolution_fraction": lambda share: f"{100 * share:g}",
     }
-    if column in (*_TEXT, *_LONG):
+    if column in (*_TEXT, *_LONG) or isinstance(value, str | bool):
         text = shows.get(column, str)(value)
         return Cell(text, text, code=column in _CODE)
     if _is_score(column, score):

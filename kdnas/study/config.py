@@ -31,6 +31,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin
 from kdnas.registry import Member, Section, later
 from kdnas.study.earlier import in_present_words
+from kdnas.study.tune import Tuned, range_or_values
 from kdnas.training.recipe import RESERVED, Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings, once_of_images
 
@@ -95,20 +96,6 @@ class SamplerConfig(Member):
         if not isinstance(kind, str) or not kind.startswith("nni:"):
             return section
         return {"tuner": kind.removeprefix("nni:"), **section, "type": "nni"}
-
-
-class TuneRange(Section):
-    """A training setting searched jointly with the architecture, uniformly or on a log scale."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> TuneRange:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError("needs low < high, and low > 0 where log is true")
-        return self
 
 
 class Rung(Section):
@@ -247,6 +234,9 @@ class Final(Section):
     route: Literal["direct"] | Chained = later("direct")
     """Who teaches them: their teacher, or what is trained before each of them on a part of its budget, as `kdnas help
     training` says. A finalist with no assistant that the budget could train is trained directly."""
+    distillation: Distillation | None = later(None)
+    """What they learn of; None: what the search's students do. Brief scores may rank best by another loss than the one
+    that trains best: `kdnas audit --loss`."""
     compare_direct: bool = later(False)
     """Train the picked student once directly too, on the same budget, where it takes another route."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
@@ -455,8 +445,9 @@ class StudyConfig(Section):
     promotion: Promotion = Promotion()
     trackers: tuple[Member, ...] = ()
     """Where the progress of the search goes in addition to the screen."""
-    tune: dict[str, TuneRange] = Field(default_factory=dict)
-    """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
+    tune: dict[str, Annotated[Tuned, WrapValidator(range_or_values)]] = Field(default_factory=dict)
+    """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}` or a
+    list of values, among them the losses: `distillation.losses: [kd, hint+kd, {type: dist, task_weight: 1}]`."""
     sampler: SamplerConfig = SamplerConfig(type="auto")
     executor: ExecutorConfig = ExecutorConfig()
     storage: Annotated[str, AfterValidator(_storage)] | None = None

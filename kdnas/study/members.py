@@ -167,12 +167,15 @@ def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Itera
 
 
 def _losses(data: Mapping[str, Any]) -> Iterator[Problem]:
-    distillation = data.get("distillation")
-    terms = distillation.get("losses") if isinstance(distillation, dict) else None
-    for index, term in enumerate(terms if isinstance(terms, list) else []):
-        if isinstance(term, dict) and isinstance(term.get("type"), str):
-            options = {name: value for name, value in term.items() if name not in LossTerm.model_fields}
-            yield from option_problems(registry_of("losses"), f"distillation.losses.{index}", term["type"], options)
+    final = data.get("final")
+    sections = {"distillation": data, "final.distillation": final if isinstance(final, dict) else {}}
+    for where, section in sections.items():
+        distillation = section.get("distillation")
+        terms = distillation.get("losses") if isinstance(distillation, dict) else None
+        for index, term in enumerate(terms if isinstance(terms, list) else []):
+            if isinstance(term, dict) and isinstance(term.get("type"), str):
+                options = {name: value for name, value in term.items() if name not in LossTerm.model_fields}
+                yield from option_problems(registry_of("losses"), f"{where}.losses.{index}", term["type"], options)
 
 
 def _executor(data: Mapping[str, Any]) -> list[Problem]:

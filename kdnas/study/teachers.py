@@ -15,7 +15,19 @@ from kdnas.training.recipe import ENSEMBLE, LEARNING, PEERS, RESERVED, SELF
 
 
 def teacher_problems(config: StudyConfig) -> list[Problem]:
-    """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
+    """Return what is wrong with whom the losses of `config`, and of its finalists, learn of; by the dotted key."""
+    problems, finalists = _teacher_problems(config), config.final.distillation
+    if finalists is not None:
+        known = {problem.what for problem in problems}
+        final = _teacher_problems(config.model_copy(update={"distillation": finalists}))
+        theirs = [
+            problem for problem in final if problem.where.startswith("distillation") and problem.what not in known
+        ]
+        problems += [replace(problem, where=f"final.{problem.where}") for problem in theirs]
+    return problems
+
+
+def _teacher_problems(config: StudyConfig) -> list[Problem]:
     distillation, names = config.distillation, list(config.teachers)
     if not names and config.evaluator.type == DISTIL:
         return [*_problems_without(config), *_unread(config), *_route_problems(config)]
@@ -108,7 +120,7 @@ def _unread(config: StudyConfig) -> list[Problem]:
 
 def _route_problems(config: StudyConfig) -> list[Problem]:
     """Return why finalists cannot be taught by what is trained before them."""
-    route, terms = config.final.route, config.distillation.losses
+    route, terms = config.final.route, (config.final.distillation or config.distillation).losses
     if route == "direct":
         return []
     if config.evaluator.type != DISTIL:

@@ -6,38 +6,82 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
+from kdnas.core.arch import Scalar
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
+from kdnas.plugins import short_name
 from kdnas.registry import Member, validation_problems
-from kdnas.study.config import StudyConfig, TuneRange
-from kdnas.training.recipe import Distillation, LossTerm, Recipe, with_training
+from kdnas.study.config import StudyConfig
+from kdnas.study.losses import losses_spelled
+from kdnas.study.teachers import teacher_problems
+from kdnas.study.tune import Tuned, TuneRange
+from kdnas.training.recipe import NUMERICS, Distillation, LossTerm, Recipe, with_training
 
+LOSSES_KEY = "distillation.losses"
+"""The losses as one setting: each value is a loss, or several joined by `+` (`kdnas.study.losses`)."""
 _FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
+_WHOLE_SUM = {*Distillation.model_fields} - {"losses"}
+_TEACHERS = ("teacher", "further_teachers")
+"""Where it stands that no loss learns of one of them: another choice of losses may."""
+_ONCE_A_RUN = (*(f"training.{name}" for name in NUMERICS), "distillation.teacher_top_k", "distillation.teacher_draws")
 
 
-def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
+class Tuning:
+    """What a study searches of its recipe with the architecture, and which of it goes with which losses."""
+
+    def __init__(self, config: StudyConfig):
+        self._tune = config.tune
+        self._without: dict[Scalar | None, frozenset[str]] = {
+            losses: frozenset(path for path in config.tune if of_some_losses(path) and not settings_named(recipe, path))
+            for losses, recipe in _alternatives(config).items()
+        }
+        """By the losses chosen: the settings that those do not have."""
+
+    def of(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return the tuned settings among `values`: two proposals of the same training have the same."""
+        without = self._without[values.get(LOSSES_KEY)]
+        return {
+            path: float(values[path]) if isinstance(bounds, TuneRange) else values[path]
+            for path, bounds in self._tune.items()
+            if path not in without
+        }
+
+    def stated(self, values: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+        """Return the tuned settings among `values`, None where these leave some open."""
+        without = self._without.get(values.get(LOSSES_KEY))
+        return self.of(values) if without is not None and self._tune.keys() - without <= values.keys() else None
+
+
+def tuned_recipe(recipe: Recipe, tuned: Mapping[str, Scalar]) -> Recipe:
     """Return `recipe` with each dotted setting of `tuned` replaced, validated again.
 
-    `distillation.losses.0.temperature` is the temperature of the first loss, and
+    `distillation.losses` are all losses, `distillation.temperature` the temperature of each that has one,
+    `distillation.losses.kd.temperature` that of kd, `distillation.losses.0.temperature` that of the first loss, and
     `training.augmentation.random_resized_crop.scale.0` the least area of a crop: a section that is off is switched on
     by a setting inside it. Raises ConfigError naming every setting that does not exist or does not take its value.
     """
+    if LOSSES_KEY in tuned:
+        recipe = _with_losses(recipe, tuned[LOSSES_KEY])
     plain, section = recipe.model_dump(mode="json"), with_training(Recipe, type(recipe.training))
-    problems = []
+    problems, touched = [], set()
     for path, value in tuned.items():
-        setting = _setting(recipe, path)
-        if setting is None:
-            problems.append(_unknown(recipe, path))
-        elif not math.isfinite(value):
+        if path == LOSSES_KEY:
+            continue
+        settings = settings_named(recipe, path)
+        if not settings:
+            problems.append(_unknown([recipe], path))
+        elif isinstance(value, float) and not math.isfinite(value):
             problems.append(Problem(path, f"needs a finite number, got {value}"))
         else:
-            setting.put(plain, value)
+            for setting in settings:
+                setting.put(plain, value)
+                touched.add(setting.loss)
     if problems:
         raise ConfigError(problems)
     try:
@@ -48,7 +92,7 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     problems = [
         Problem(f"distillation.losses.{index}.{problem.where}", problem.what, problem.allowed)
         for index, term in enumerate(changed.distillation.losses)
-        if any(path.startswith(f"distillation.losses.{index}.") for path in tuned)
+        if str(index) in touched
         for problem in LOSSES.problems(term.type, term.options)
     ]
     if problems:
@@ -56,35 +100,109 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     return changed
 
 
-def final_recipe(config: StudyConfig, tuned: Mapping[str, float]) -> Recipe:
+def final_recipe(config: StudyConfig, tuned: Mapping[str, Scalar]) -> Recipe:
     """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution."""
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(update=config.final_fidelity.training)
-    return recipe.model_copy(update={"training": training})
+    distillation = config.final.distillation or recipe.distillation
+    return recipe.model_copy(update={"training": training, "distillation": distillation})
+
+
+def recipes_to_try(config: StudyConfig) -> dict[tuple[str, Scalar], Recipe]:
+    """Return the recipes by whose losses students are trained, by the key of the study and its value.
+
+    The key of the study's own losses is empty: problems have theirs.
+    """
+    alternatives = _alternatives(config)
+    found = {
+        ("", "") if losses is None else (f"tune.{LOSSES_KEY}", losses): one for losses, one in alternatives.items()
+    }
+    if config.shares_weights:
+        found["", ""] = config.recipe
+    if config.final.distillation is not None:
+        found["final", ""] = config.recipe.model_copy(update={"distillation": config.final.distillation})
+    return found
+
+
+def _alternatives(config: StudyConfig) -> dict[Scalar | None, Recipe]:
+    """Return the recipe of each choice of losses; of None the study's, where they are not tuned."""
+    choice = config.tune.get(LOSSES_KEY)
+    if choice is None or isinstance(choice, TuneRange):
+        return {None: config.recipe}
+    return {losses: _with_losses(config.recipe, losses) for losses in choice}
+
+
+def _with_losses(recipe: Recipe, text: Scalar) -> Recipe:
+    try:
+        _, distillation = losses_spelled(str(text), recipe.distillation)
+    except ConfigError as error:
+        raise ConfigError(
+            Problem(LOSSES_KEY, f"{text}: {problem.what}", problem.allowed) for problem in error.problems
+        ) from None
+    return recipe.model_copy(update={"distillation": distillation})
 
 
 def tunable_problems(config: StudyConfig) -> list[Problem]:
-    """Return what is wrong with the `tune` section: unknown settings, ones that are not real numbers, bad ranges."""
-    return [problem for path, bounds in config.tune.items() for problem in _range_problems(config.recipe, path, bounds)]
+    """Return what is wrong with the `tune` section: settings that there are not, and values that one does not take."""
+    where, choice = f"tune.{LOSSES_KEY}", config.tune.get(LOSSES_KEY)
+    if isinstance(choice, TuneRange):
+        return [Problem(where, "has no order: state which losses there are", "[kd, dkd, {type: hint, task_weight: 1}]")]
+    problems, recipes = [], {}
+    for losses in choice or [None]:
+        try:
+            recipes[losses] = config.recipe if losses is None else _with_losses(config.recipe, losses)
+        except ConfigError as error:
+            problems += [Problem(where, problem.what, problem.allowed) for problem in error.problems]
+        else:
+            problems += [] if losses is None else _taught_wrong(config, recipes[losses], where, losses)
+    if problems:
+        return problems
+    return [
+        problem
+        for path, bounds in config.tune.items()
+        if path != LOSSES_KEY
+        for problem in _setting_problems(config, path, bounds, list(recipes.values()))
+    ]
 
 
-def _range_problems(recipe: Recipe, path: str, bounds: TuneRange) -> list[Problem]:
+def _setting_problems(config: StudyConfig, path: str, bounds: Tuned, recipes: Sequence[Recipe]) -> list[Problem]:
     where = f"tune.{path}"
     if path in _FIDELITY:
         return [Problem(where, "decides how much training a score has seen and is the same for every trial")]
-    setting = _setting(recipe, path)
-    if setting is None:
-        unknown = _unknown(recipe, path)
+    if path in _ONCE_A_RUN:
+        return [Problem(where, "is decided once for the whole run")]
+    having = next((recipe for recipe in recipes if settings_named(recipe, path)), None)
+    if having is None:
+        unknown = _unknown(recipes, path)
         return [Problem(where, unknown.what, unknown.allowed)]
-    if not setting.takes_numbers:
-        return [Problem(where, "is not a setting that takes any real number, so it cannot be tuned")]
+    if isinstance(bounds, TuneRange):
+        if not all(setting.takes_numbers for setting in settings_named(having, path)):
+            what = "is not a setting that takes any real number: state which values there are"
+            return [Problem(where, what, "a list of two or more values")]
+        tries: dict[str, Scalar] = {f"{where}.{side}": getattr(bounds, side) for side in ("low", "high")}
+    else:
+        tries = {f"{where}.{place}": value for place, value in enumerate(bounds)}
     problems = []
-    for side in ("low", "high"):
+    for at, value in tries.items():
         try:
-            tuned_recipe(recipe, {path: getattr(bounds, side)})
+            changed = tuned_recipe(having, {path: value})
         except ConfigError as error:
-            problems += [Problem(f"{where}.{side}", problem.what, problem.allowed) for problem in error.problems]
+            problems += [Problem(at, problem.what, problem.allowed) for problem in error.problems]
+        else:
+            if path.startswith("distillation."):
+                problems += _taught_wrong(config, changed, at, value)
     return problems
+
+
+def _taught_wrong(config: StudyConfig, recipe: Recipe, where: str, value: Scalar) -> list[Problem]:
+    """Return why nobody teaches what these losses ask for, beyond what is wrong with the study's own."""
+    before = {problem.what for problem in teacher_problems(config)}
+    found = teacher_problems(config.model_copy(update={"distillation": recipe.distillation}))
+    return [
+        Problem(where, f"{value}: {problem.what}", problem.allowed)
+        for problem in found
+        if problem.what not in before and not problem.where.startswith(_TEACHERS)
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +218,12 @@ class _Setting:
         """Whether any real number within bounds is a value of it."""
         return float in _plain_types(self.annotation)
 
-    def put(self, plain: Any, value: float) -> None:
+    @property
+    def loss(self) -> str | None:
+        """The place of the loss whose setting it is, None where it is none's."""
+        return self.path[2] if self.path[:2] == ("distillation", "losses") else None
+
+    def put(self, plain: Any, value: Any) -> None:
         """Write `value` into a recipe's plain data."""
         for part, usual in zip(self.path[:-1], self.usual, strict=True):
             key: Any = int(part) if isinstance(plain, list) else part
@@ -162,14 +285,30 @@ def _of_union(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _setting(recipe: Recipe, path: str) -> _Setting | None:
-    return next((setting for setting in _settings(recipe) if ".".join(setting.path) == path), None)
+def of_some_losses(path: str) -> bool:
+    """Whether `path` names a setting of losses, which other losses may not have."""
+    section, _, rest = path.partition(".")
+    return section == "distillation" and path != LOSSES_KEY and rest.partition(".")[0] not in _WHOLE_SUM
 
 
-def _unknown(recipe: Recipe, path: str) -> Problem:
+def settings_named(recipe: Recipe, path: str) -> list[_Setting]:
+    """Return the settings that a dotted path names: of losses those of each one that has it, none where none has."""
+    found = []
+    for setting in _settings(recipe):
+        names = [".".join(setting.path)]
+        if setting.loss is not None and setting.path[3:] != ("type",):
+            kind, option = recipe.distillation.losses[int(setting.loss)].type, ".".join(setting.path[3:])
+            names += [f"{LOSSES_KEY}.{short_name(kind)}.{option}"]
+            names += [f"distillation.{option}"] if option.partition(".")[0] not in Distillation.model_fields else []
+        if path in names:
+            found.append(setting)
+    return found
+
+
+def _unknown(recipes: Sequence[Recipe], path: str) -> Problem:
     """Return that `path` is no setting, with those of the section that it comes nearest to."""
-    tunable = [".".join(setting.path) for setting in _settings(recipe) if setting.takes_numbers]
-    tunable = [setting for setting in tunable if setting not in _FIDELITY]
+    known = [setting for recipe in recipes for setting in _settings(recipe) if setting.takes_numbers]
+    tunable = [name for name in dict.fromkeys(".".join(setting.path) for setting in known) if name not in _FIDELITY]
     inside = [setting for setting in tunable if setting.startswith(f"{path}.")]
     if inside:
         return Problem(path, "is a section, not a setting of the recipe", ", ".join(inside))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdnas.core.arch import Arch
+from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity, Start
 from kdnas.core.route import Route
 from kdnas.core.seeds import derive_seed
@@ -109,7 +109,7 @@ class Job:
         return dataclasses.replace(trained, start=self.start, route="direct" if self.way is None else self.way.route)
 
 
-def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:
+def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, Scalar], rung: int = -1) -> Job:
     """Return the training that scores `arch` at a rung, the highest by default.
 
     The initialisation depends on the arch alone and the views are shared by all trials (common random numbers), so a
@@ -133,7 +133,7 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung
     )
 
 
-def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int) -> tuple[Leg, ...]:
+def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, Scalar], rung: int) -> tuple[Leg, ...]:
     """Return the legs to `rung`: each rung's further epochs. Where one `continues` not, they begin anew."""
     rungs = [rung]
     while rungs[0] > 0 and continues(config, rungs[0]):
@@ -157,14 +157,14 @@ def continues(config: StudyConfig, rung: int) -> bool:
     return below.epochs > 0 and dataclasses.replace(below, epochs=here.epochs) == here
 
 
-def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
+def rung_checkpoint(arch: Arch, tuned: Mapping[str, Scalar], rung: int) -> str:
     """Return where a student's state at the end of `rung` is kept, relative to the run folder."""
     settings = derive_seed(0, *(f"{name} {value!r}" for name, value in sorted(tuned.items())))
     student = f"{arch.arch_id}-{settings:016x}" if tuned else arch.arch_id
     return f"{RUNG_FOLDER}/{student}-rung{rung}.safetensors"
 
 
-def measure_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> Job:
+def measure_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, Scalar]) -> Job:
     """Return the measuring of the student `arch`: on a worker's device, which may be none of the controller's."""
     return dataclasses.replace(search_job(config, arch, tuned), kind="measure", trains=False, legs=())
 
@@ -173,7 +173,7 @@ def control_job(
     config: StudyConfig,
     number: int,
     arch: Arch,
-    tuned: Mapping[str, float],
+    tuned: Mapping[str, Scalar],
     repeat: int,
     larger: LargerStudent | None = None,
 ) -> Job:
@@ -187,7 +187,7 @@ def final_job(
     config: StudyConfig,
     number: int,
     arch: Arch,
-    tuned: Mapping[str, float],
+    tuned: Mapping[str, Scalar],
     repeat: int,
     larger: LargerStudent | None = None,
     way: Way | None = None,

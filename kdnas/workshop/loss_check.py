@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdnas.core.arch import Scalar
 from kdnas.core.data import Data
 from kdnas.core.task import Head
 from kdnas.core.text import CorpusData
@@ -28,6 +29,7 @@ from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loss import Comparison, heads_compared, needs_by_teacher, shapes_by_source, together
 from kdnas.training.recipe import ENSEMBLE, LEARNING, RESERVED, Distillation, Ensemble, LossTerm, Recipe
 from kdnas.user_code import blamed
+from kdnas.workshop.opening import Workshop
 
 _SAMPLES = 4
 _READ: Mapping[Output, str] = {
@@ -112,6 +114,25 @@ def check_losses(
                 if found := next((one for pair in pairs if (one := _problem(where, term, *pair))), None):
                     problems.append(found)
                     break
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_recipes(
+    recipes: Mapping[tuple[str, Scalar], Recipe], workshop: Workshop, students: Mapping[str, nn.Module]
+) -> None:
+    """Try each loss of each of the `recipes`, by the study's key for its losses and their value.
+
+    Raises ConfigError as `check_losses`; of losses that are a value of a key the problem stands at that key.
+    """
+    problems: list[Problem] = []
+    for (key, value), recipe in recipes.items():
+        try:
+            check_losses(recipe, workshop.teachers, students, workshop.data, device=workshop.device)
+        except ConfigError as error:
+            for each in error.problems:
+                where = key if value else f"{key}.{each.where}".removeprefix(".")
+                problems.append(Problem(where, each.what, each.allowed))
     if problems:
         raise ConfigError(problems)
 

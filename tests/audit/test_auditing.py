@@ -15,13 +15,13 @@ from trained_run import study_config
 
 from kdnas.audit import auditing as audit
 from kdnas.audit.auditing import limited, look_epochs, open_run, pending, plan_audit, restated, run_audit
-from kdnas.audit.losses import parse_losses
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.records import Repeat
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run, record_of, refreshed
+from kdnas.study.losses import parse_losses
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.evaluators import Workplan
 from kdnas.workshop.jobs import final_job, search_job

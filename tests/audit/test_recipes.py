@@ -68,7 +68,7 @@ def test_weights_and_places_of_losses_are_settings_too() -> None:
         (["distillation.temperature=-1,4"], "temperature of kd: must be above 0"),
         (["training.learning_rate=fast,0.1"], "training.learning_rate: must be a number"),
         (["training.wings=1"], "training.wings"),
-        (["distillation.losses.3.weight=1"], "is no setting of the recipe"),
+        (["distillation.losses.3.weight=1"], "no loss of these recipes has such an option"),
         (["distillation.task_weight=1", "distillation.task_weight=2"], "is varied twice"),
         (["distillation.losses=kd,kd+ce"], "ce in a sum"),
         (["distillation.losses=kd,hint+{type: kd, task_weight: 1}"], "the labels' weight is stated"),

@@ -11,7 +11,10 @@ import time
 import weakref
 
 import pytest
+from sqlalchemy import create_engine, event
+from sqlalchemy.pool import QueuePool
 
+from kdnas.cli import _stopping
 from kdnas.cli._stopping import Stopped, stopped_by_signals
 
 
@@ -69,6 +72,43 @@ def test_what_is_raised_in_a_callback_of_the_garbage_collector_is_raised_again(n
             time.sleep(10)
         assert stops.status(130) == 128 + number
     assert reference() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_connection_that_is_given_back_is_not_what_a_signal_interrupts(number, caplog):
+    """SQLAlchemy logs, with its traceback, whatever is raised there."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    sent = []
+
+    @event.listens_for(engine, "reset")
+    def reset(*_: object) -> None:
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+
+    with stopped_by_signals() as stops:
+        engine.connect().close()
+        assert sent
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+        assert stops.status(130) == 128 + number
+    assert not caplog.records
+
+
+def test_a_cleanup_that_never_ends_keeps_a_signal_waiting_a_moment_only(monkeypatch):
+    monkeypatch.setattr(_stopping, "_CLEANUP_S", 0.5)
+    monkeypatch.setattr(_stopping, "_CLEANUPS", {(__name__, "_hang")})
+    with stopped_by_signals():
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            _hang()
+        assert 0.5 <= time.monotonic() - began < 5
+
+
+def _hang() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
 
 
 PROGRAM = """

@@ -102,6 +102,8 @@ def test_a_search_ends_in_a_folder_that_continues_texts(folder: Path) -> None:
     params, text = run_without_kdnas(CONTINUE, folder / "run/export/huggingface")
     assert text.startswith("Once there was")
     card = (folder / "run/export/MODEL_CARD.md").read_text()
+    assert "It reads blocks of" in card
+    assert "on other text it may be much worse" in card
     assert "| on | mean perplexity |" in card
     best = min(repeat.score for trial in run.trials for repeat in trial.repeats)
     assert f"(validation perplexity {run.score.shown(best)}" in card

@@ -26,6 +26,7 @@ from kdnas.record.front import front
 from kdnas.record.lock import read_lock, write_lock
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run
+from kdnas.report.searched import tuned_in_words
 from kdnas.study.loading import load_study
 from kdnas.study.spaces import arch_of
 from kdnas.workshop.jobs import search_job
@@ -395,6 +396,32 @@ def test_tuned_settings_are_searched_with_the_architecture(tiny_study, tmp_path)
     assert len(set(rates)) == 4
     assert all(0.01 <= rate <= 0.3 for rate in rates)
     assert all(1 <= trial.tuned["distillation.losses.0.temperature"] <= 8 for trial in run.trials)
+
+
+def test_losses_are_searched_with_the_architecture(tiny_study, tmp_path):
+    temperature = "distillation.temperature: {low: 1, high: 8}"
+    tune = f"tune={{distillation.losses: [kd, ce, hint+kd], {temperature}}}"
+    folder = tmp_path / "r"
+    run = search(tiny_study, folder, tune, "final.seeds=1", "sampler=random", "budget.trials=6")
+    assert {trial.state for trial in run.trials} == {"complete"}
+    chosen = {trial.tuned["distillation.losses"] for trial in run.trials}
+    assert len(chosen) > 1
+    for trial in run.trials:
+        assert ("distillation.temperature" in trial.tuned) == (trial.tuned["distillation.losses"] != "ce")
+    first, *lines = tuned_in_words(load_run(folder))
+    assert "within the search’s 6 trials" in first
+    (by_loss,) = [line for line in lines if line.startswith("distillation.losses: ")]
+    for part in by_loss.removeprefix("distillation.losses: ").split("; "):
+        loss, said = part.split(": ")
+        assert said.startswith("not tried") == (loss not in chosen)
+    again = search(tiny_study, folder, tune, "final.seeds=1", "sampler=random", "budget.trials=6")
+    assert [trial.number for trial in again.trials] == [trial.number for trial in run.trials]
+
+
+def test_a_loss_that_students_cannot_have_is_refused_before_the_search(tiny_study, tmp_path):
+    tune = "tune={distillation.losses: [kd, {type: attention_maps, task_weight: 1}]}"
+    with pytest.raises(ConfigError, match=r"tune.distillation.losses.*attention_maps"):
+        search(tiny_study, tmp_path / "r", tune)
 
 
 def test_a_changed_study_is_refused(finished):

@@ -192,11 +192,20 @@ def test_mixed_encodings_and_a_byte_order_mark(root: Path) -> None:
 
 
 def test_rows_without_text(root: Path) -> None:
-    (root / "a.jsonl").write_text('{"text": "fine"}\n{"body": "no"}\n[1]\n')
+    (root / "a.jsonl").write_text('{"text": "fine"}\n{"body": "no"}\n[1]\n{"text": 3}\n')
     printed = complaint(root, train="a.jsonl")
-    assert "a.jsonl: line 2: its text is 'None'" in printed
+    assert "a.jsonl: line 2: has no text" in printed
     assert "a.jsonl: line 3: is no JSON object" in printed
+    assert "a.jsonl: line 4: its text is int 3" in printed
+    rows = [json.dumps({"text": f"a text of its own {number}" if number % 4 else None}) for number in range(40)]
+    (root / "a.jsonl").write_text("\n".join(rows))
+    assert f"10 empty texts of {root / 'a.jsonl'} left out" in opened(root, train="a.jsonl").notes
     assert "is no regular expression" in complaint(root, begins="(")
+
+
+def test_a_share_of_one_document(root: Path) -> None:
+    printed = complaint(root, test=0.2)
+    assert "test: none of 1 document fell to its share (allowed: `documents` or `begins`" in printed
 
 
 def test_a_large_text_on_a_small_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

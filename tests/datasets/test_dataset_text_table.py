@@ -9,6 +9,7 @@ import shutil
 import signal
 import tarfile
 from collections import namedtuple
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,14 @@ def test_a_folder_that_save_to_disk_wrote(root: Path) -> None:
         opened(root, train="saved")
 
 
+def test_what_the_data_are_called(root: Path) -> None:
+    (root / "reviews").mkdir()
+    for place in ("a.csv", "reviews/a.csv"):
+        (root / place).write_text(separated(","), encoding="utf-8")
+    assert opened(root, train="a.csv").name == "a.csv"
+    assert opened(root, train="reviews/a.csv").name == "reviews"
+
+
 def test_a_member_of_an_archive(root: Path) -> None:
     (root / "a.csv").write_text(separated(","), encoding="utf-8")
     with tarfile.open(root / "all.tar.xz", "w:xz") as archive:
@@ -264,6 +273,17 @@ def test_what_a_function_returns_is_checked(root: Path) -> None:
         returning("['a', 'b'], [1], ['c'], [1]")
     with pytest.raises(DataError, match="train 1: is int '3'"):
         returning("['a', 3], [1, 0], ['c'], [1]")
+    with pytest.raises(DataError, match="train 1: has 1 text, the first one 2"):
+        returning("[('a', 'b'), ('c',)], [1, 0], [('c', 'd')], [1]")
+    with pytest.raises(DataError, match=r"train 0: is tuple '\(\)'"):
+        returning("[(), ()], [1, 0], [()], [1]")
+    for labels in ("[True, False]", "np.array([True, False])", "torch.tensor([True, False])"):
+        lines = f"import numpy as np, torch\ndef load(data_root):\n    return ['a', 'b'], {labels}, ['c'], {labels}[:1]"
+        name = f"of{abs(hash(labels))}.py"
+        (root / name).write_text(lines)
+        options = {"function": f"{name}:load", "tokenizer": "bytes"}
+        data = DATASETS.build("text_module", root, root.parent / "cache", **options)
+        assert texts_of(data) == [("a", "true"), ("b", "false"), ("c", "true")]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -283,6 +303,8 @@ def test_mixed_encodings(root: Path) -> None:
     assert "mixes encodings: some lines are UTF-8, 2 are not: line 3 (byte 0xFC), line 5 (byte 0xFC)" in printed
     assert "is not ascii: line 2 (byte 0xC3)" in complaint(root, encoding="ascii")
     assert "there is no 'utf-9'" in complaint(root, encoding="utf-9")
+    (root / "a.csv").write_text("\n".join(lines), encoding="utf-16-le")
+    assert "it is UTF-16 without a mark" in complaint(root)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
@@ -330,7 +352,7 @@ def test_a_row_that_is_not_like_the_others_is_told_by_its_line(root: Path) -> No
     (root / "a.csv").write_text(separated(",") + "a,b,c\n")
     assert "line 14: has 3 columns, the first row 2" in complaint(root)
     (root / "a.csv").write_text("text,label\n" + "a day,good\n" * 9 + '"no end,good\n')
-    assert "has 1 columns, the first row 2" in complaint(root)
+    assert "line 11: begins a row that cannot be read" in complaint(root)
     (root / "a.csv").write_text("\n \n")
     assert "a.csv: is empty" in complaint(root)
 
@@ -435,6 +457,51 @@ def test_what_is_no_number_to_be_predicted_is_named(root: Path, wrong: str, show
     assert f"a.csv: line 9: its label is {shown}, and labels are numbers" in complaint(root, labels="values")
     (root / "a.csv").write_text("text,label\n" + "\n".join(f"text {number},2.5" for number in range(12)))
     assert "every label is 2.5: nothing is there to predict" in complaint(root)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["1,5", "2,0", "3,25"], [1.5, 2.0, 3.25]),  # as written in most of Europe
+        ([".5", "-2.", "1e1"], [0.5, -2.0, 10.0]),
+        (["1,000", "2,000", "5"], ["1,000", "2,000", "5"]),  # of thousands, perhaps
+        (["1,5", "2.5", "3"], ["1,5", "2.5", "3"]),
+        (["01", "1", "2"], ["01", "1", "2"]),  # names, of which none becomes another
+        (["1_2", "12", "1_0"], ["12", "1_0", "1_2"]),
+    ],
+)
+def test_which_labels_are_numbers(root: Path, labels: list[str], found: list[Any]) -> None:
+    csv_of(root / "a.csv", [(f"text {number}", labels[number % 3]) for number in range(12)])
+    data = opened(root, train="a.csv")
+    assert (list(data.class_names) or sorted(set(data.train.targets.tolist()), key=found.index)) == found
+
+
+def test_decimals_of_parquet(root: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name, each, classes in (("whole", 1, ("0", "1", "2")), ("parts", 4, ())):
+        labels = pa.array([Decimal(number % 3) / each for number in range(12)])
+        pq.write_table(pa.table({"text": [f"text {number}" for number in range(12)], "label": labels}), root / name)
+        shutil.move(root / name, root / f"{name}.parquet")
+        assert opened(root, train=f"{name}.parquet").class_names == classes
+
+
+@pytest.mark.parametrize("wrong", ['a,"never closed', 'a,"closed" too early', 'a,"back\\"slash, it is"'])
+def test_quotes_that_do_not_close_where_a_cell_ends(root: Path, wrong: str) -> None:
+    rows = [f"{'ab'[number % 2]},text {number}" for number in range(30)]
+    rows[25] = wrong
+    (root / "a.csv").write_text("label,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    printed = complaint(root, train="a.csv")
+    assert "a.csv: line 27: begins a row that cannot be read" in printed
+    assert "quoting: false" in printed
+    (root / "a.csv").write_text("label,text\n" + "\n".join(rows[:25]) + '\na,"as it is\n', encoding="utf-8")
+    assert ('"as it is', "a") in texts_of(opened(root, train="a.csv", quoting=False))
+
+
+def test_labels_that_are_hardly_classes(root: Path) -> None:
+    csv_of(root / "a.csv", [(f"text {number}", f"name {number}") for number in range(12)])
+    assert "12 classes of 12 texts" in complaint(root, train="a.csv")
+    csv_of(root / "a.csv", [(f"text {number}", f"name {number // 3}") for number in range(24)])
+    assert any("8 classes of 24 texts, such as name 0" in note for note in opened(root, train="a.csv").notes)
 
 
 def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

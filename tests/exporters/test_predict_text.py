@@ -81,7 +81,7 @@ def test_predict_keeps_to_the_rules_as_the_study_does(tmp_path: Path) -> None:
     script = runpy.run_path(str(tmp_path / "predict.py"))
     opened, logits = script["open_tokenizer"](), np.array([1.0, 2.0, 3.0])
     for text in ("how many are there?", "who is it?", "where is it?", "who is x?"):
-        (tokens, _) = script["read"](opened, text)
+        tokens = script["read"](opened, text)["tokens"]
         kept = np.isfinite(script["within_rules"](opened, tokens[0].tolist(), logits))
         assert kept.tolist() == allowed(text, rules, LABELS)
     assert allowed("how many are there?", rules, LABELS) == [True, False, False]
@@ -104,7 +104,7 @@ def test_predict_reads_texts_as_the_study_does_and_no_half_pairs(
     assert ("two texts" in script["__doc__"]) is pairs
     wanted = tokenizer.encode([("one", "and two")] if pairs else ["one"], 32)[0]
     text = " one \t\ufeffand two\r" if pairs else "\ufeffone \r"
-    assert script["read"](script["open_tokenizer"](), text)[0].tolist() == [list(wanted.ids)]
+    assert script["read"](script["open_tokenizer"](), text)["tokens"].tolist() == [list(wanted.ids)]
     monkeypatch.setitem(script["NETWORKS"], "student.py", lambda: lambda inputs: np.zeros((1, 3)))
     for wrong, told in (
         (("one", "put a tab between them"), ("one\t ", "lacks one")) if pairs else ((" ", "has no text"),)

@@ -57,13 +57,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(study, parent / "run", faulty_run.calls(study))
 
 
-@pytest.mark.parametrize("fault", ["kill", "term", "int", "full", "memory"])
+@pytest.mark.parametrize(
+    "fault",
+    ["kill", "term", "int twice", "full", "memory", *(pytest.param(f, marks=pytest.mark.slow) for f in ("eio", "hup"))],
+)
 def test_an_audit_goes_on(fault: str, many: Whole, tmp_path: Path) -> None:
     study, folder = own_study(many, tmp_path), tmp_path / "run"
     shutil.copytree(many.folder, folder)
     audit = ("audit", folder, "--students", 6, "--seeds", 1, "--epochs", 4, "--data-root", study, "--trust-code")
     met = faulty_run.run(*audit, faults=f"audit:3={fault}", counts=tmp_path / "counts")
-    code = {"full": 2, "memory": 1}.get(fault) or STOPPED[fault][0]
+    code = {"full": 2, "eio": 1, "memory": 1}.get(fault) or STOPPED[fault][0]
     assert met.code == code, met.stderr
     assert "Traceback" not in met.stderr
     assert fault == "kill" or met.stderr.strip()

@@ -179,40 +179,76 @@ def test_a_full_training_goes_on(fault: str, whole: Path, tmp_path: Path) -> Non
     assert results[0]["score"] == results[1]["score"]
 
 
-@pytest.mark.parametrize("fault", ["kill", "term", "enospc"])
+ENDS = {"kill": (-9, ""), "term": (143, "interrupted"), "int twice": (130, "interrupted")}
+DISKS = {"enospc": "No space left on device", "eio": "Input/output error", "read-only": "Read-only file system"}
+
+
+def assert_ended(met: Ended, fault: str, code: int) -> None:
+    """Assert that a command ended by `fault` as it should: with `code` where it is the disk that fails."""
+    expected, words = ENDS.get(fault) or (code, DISKS[fault])
+    assert met.code == expected, met.stderr
+    assert words in met.stderr
+    assert "Traceback" not in met.stderr
+    assert "internal error" not in met.stderr
+
+
+@pytest.mark.parametrize("fault", [*ENDS, *DISKS])
 def test_a_plan_is_written_whole_or_not_at_all(fault: str, whole: Path, tmp_path: Path) -> None:
     folder = kept_run(whole, tmp_path)
     met = run("schedule", folder, parent=tmp_path, faults=f"plan={fault}")
-    assert met.code == {"kill": -9, "term": 143, "enospc": 1}[fault], met.stderr
-    assert "Traceback" not in met.stderr
-    assert fault != "term" or "interrupted" in met.stderr
-    assert fault != "enospc" or "No space left on device" in met.stderr
+    assert_ended(met, fault, 1)
     assert not (folder / "plan.yaml").exists()
     again = run("schedule", folder, parent=tmp_path)
     assert again.code == 0, again.stderr
     assert (folder / "plan.yaml").exists()
 
 
-@pytest.mark.parametrize("fault", ["kill", "term", "enospc"])
-def test_a_comparison_goes_on(fault: str, whole: Path, tmp_path: Path) -> None:
+def compared(folder: Path, parent: Path, faults: str = "") -> Ended:
+    vary = ("--vary", "distillation.task_weight=0.1,0.9", "--seeds", 2, "--epochs", 1)
+    return run("compare", folder, *vary, parent=parent, faults=faults)
+
+
+def comparison_rows(folder: Path) -> list[tuple[str, float]]:
+    (kept,) = (folder / "compare").glob("*.jsonl")
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    return [(row["key"], row["score"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def compared_rows(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, float]]:
+    """What an undisturbed comparison keeps."""
+    parent = tmp_path_factory.mktemp("compared")
+    folder = kept_run(whole, parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDNAS_CACHE", str(parent / "cache"))
+        assert compared(folder, parent).code == 0
+    rows = comparison_rows(folder)
+    assert len(rows) == 4
+    return rows
+
+
+@pytest.mark.parametrize("fault", [*ENDS, *DISKS])
+def test_a_comparison_goes_on(fault: str, compared_rows: list[tuple[str, float]], whole: Path, tmp_path: Path) -> None:
     folder = kept_run(whole, tmp_path)
-    compare = ("compare", folder, "--vary", "distillation.task_weight=0.1,0.9", "--seeds", 2, "--epochs", 1)
-    once = run(*compare, parent=tmp_path)
-    assert once.code == 0, once.stderr
-    (tmp_path / "again").mkdir()
-    other = kept_run(whole, tmp_path / "again")
-    compare = ("compare", other, *compare[2:])
-    met = run(*compare, parent=tmp_path / "again", faults=f"compare:3={fault}")
-    assert met.code == {"kill": -9, "term": 143, "enospc": 2}[fault], met.stderr
-    assert "Traceback" not in met.stderr
-    (kept,) = (other / "compare").glob("*.jsonl")
-    assert len(kept.read_text().splitlines()) == 2
-    again = run(*compare, parent=tmp_path / "again")
+    met = compared(folder, tmp_path, f"compare:3={fault}")
+    assert_ended(met, fault, 2)
+    assert comparison_rows(folder) == compared_rows[:2]
+    again = compared(folder, tmp_path)
     assert again.code == 0, again.stderr
-    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in
-            (next((folder / "compare").glob("*.jsonl")), kept)]  # fmt: skip
-    assert [(row["key"], row["score"]) for row in rows[0]] == [(row["key"], row["score"]) for row in rows[1]]
-    assert len(rows[1]) == 4
+    assert comparison_rows(folder) == compared_rows
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[3]\n", b'{"key": "a", "score": "much"}\n', b"[" * 9999 + b"\n"])
+def test_a_damaged_comparison_is_named(damage: bytes, whole: Path, tmp_path: Path) -> None:
+    folder = kept_run(whole, tmp_path)
+    path = folder / "compare" / "trainings.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(damage + b'{"key": "b", "score": 0.5}\n')
+    before = path.read_bytes()
+    met = compared(folder, tmp_path)
+    assert met.code == 2, met.stderr
+    assert f"{path} is damaged: line 1" in met.stderr
+    assert path.read_bytes() == before
 
 
 # -- with workers ------------------------------------------------------------------------------------------------------

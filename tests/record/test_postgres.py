@@ -10,12 +10,14 @@ import tempfile
 import threading
 from pathlib import Path
 
+import faulty_run
 import pandas
 import pytest
 import scored_study
 from optuna.samplers import RandomSampler
 from sqlalchemy import text
 
+from kdnas import faults
 from kdnas.cli.main import main
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.errors import RunFolderError
@@ -132,16 +134,15 @@ def test_a_lock_that_fell_with_its_server_is_taken_again_where_nobody_was_there(
     with mine.held():
         record = Record.create(mine, OBJECTIVES)
         drop_connections(mine)
-        with record.at_once():
-            assert record.ask(RandomSampler(seed=0), {})[0] == 0
+        assert record.at_once(lambda: record.ask(RandomSampler(seed=0), {}))[0] == 0
         with pytest.raises(RunFolderError, match="is in use by another kdnas search"):
             other.held().__enter__()
         drop_connections(mine)
         in_use = pytest.raises(RunFolderError, match="is in use by another kdnas search")
-        with other.held(), in_use, record.at_once():
-            raise AssertionError("two controllers write")
-        with pytest.raises(RunFolderError, match="was searched by another kdnas search while"), record.at_once():
-            raise AssertionError("another has written")
+        with other.held(), in_use:
+            record.at_once(lambda: pytest.fail("two controllers write"))
+        with pytest.raises(RunFolderError, match="was searched by another kdnas search while"):
+            record.at_once(lambda: pytest.fail("another has written"))
     with other.held():
         pass
 
@@ -161,13 +162,11 @@ def test_a_search_waits_for_a_server_that_restarts(server, url, tmp_path, monkey
     database.notify = lines.append
     with database.held():
         record = Record.create(database, OBJECTIVES)
-        with record.at_once():
-            assert record.ask(RandomSampler(seed=0), {})[0] == 0
+        assert record.at_once(lambda: record.ask(RandomSampler(seed=0), {}))[0] == 0
         stop(server)
         back = threading.Timer(1.0, start, [server])
         back.start()
-        with record.at_once():
-            record.close_without_result(0, "failed", "why not")
+        record.at_once(lambda: record.close_without_result(0, "failed", "why not"))
         back.join()
         assert "waiting up to 300 s for the server to come back" in lines[0]
         assert "is back after" in lines[-1]
@@ -182,6 +181,45 @@ def test_a_search_waits_for_a_server_that_restarts(server, url, tmp_path, monkey
                 record.unfinished()
         finally:
             start(server)
+
+
+def test_a_server_lost_between_the_statements_of_a_trial_costs_nothing(url, tmp_path, scored_search, monkeypatch):
+    """Every connection falls in the middle of many a write, those of asking, telling and retraining among them."""
+    study = scored_study.write(tmp_path, name="between", score=faulty_run.LOGGED)
+    dropped = []
+
+    def drop():
+        drop_connections(database_of(tmp_path / "run", "between", url))
+        dropped.append(len(faulty_run.calls(study)))
+
+    monkeypatch.setitem(faults.FAULTS, "term", drop)
+    monkeypatch.setenv("KDNAS_FAULTS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("KDNAS_FAULTS", ",".join(f"writing:{number}=term" for number in range(3, 99, 5)))
+    code, _, stderr = scored_search(study, "--storage", url)
+    assert code == 0, stderr
+    assert {*dropped} >= {0, 2, 5}  # before, between and after the trainings
+    calls = faulty_run.calls(study)
+    assert (len(calls), len({*calls})) == (5, 5)  # nothing is trained twice
+    monkeypatch.delenv("KDNAS_FAULTS")
+    here = tmp_path / "here"
+    assert main(["search", str(study), "--out", str(here), "--data-root", str(study)]) == 0
+    assert faulty_run.table(tmp_path / "run") == faulty_run.table(here)
+    assert faulty_run.table(tmp_path / "run", "front.csv") == faulty_run.table(here, "front.csv")
+
+
+def test_a_write_whose_server_is_lost_again_and_again_is_given_up(url, tmp_path, monkeypatch):
+    database = database_of(tmp_path, "thrice", url)
+    monkeypatch.setitem(faults.FAULTS, "term", lambda: drop_connections(database))
+    monkeypatch.setenv("KDNAS_FAULTS_FOLDER", str(tmp_path))
+    with database.held():
+        record = Record.create(database, OBJECTIVES)
+        number = record.at_once(lambda: record.ask(RandomSampler(seed=0), {}))[0]
+        monkeypatch.setenv("KDNAS_FAULTS", "writing:1=term,writing:2=term,writing:3=term")
+        with pytest.raises(RunFolderError, match="cannot be used: .*terminating connection"):
+            record.at_once(lambda: record.close_without_result(number, "failed", "why not"))
+        assert record.unfinished() == [number]
+        record.at_once(lambda: record.close_without_result(number, "failed", "why not"))
+        assert record.unfinished() == []
 
 
 @pytest.mark.slow

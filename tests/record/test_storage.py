@@ -86,28 +86,30 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
 def test_what_is_written_at_once_reaches_the_disk_in_one_transaction(tmp_path, record):
     commits = []
     sqlalchemy.event.listen(_engine(record), "commit", lambda connection: commits.append(connection))
-    with record.at_once():
-        trial, arch = ask(record)
+
+    def begin():
+        asked = ask(record)
         assert (
             Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials() == ()
         )  # a reader sees the trial whole or not at all
+        return asked
+
+    trial, arch = record.at_once(begin)
     assert len(commits) == 1
     (running,) = Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()
     assert (running.state, running.arch) == ("running", arch)
-    with record.at_once():
-        record.complete(trial, result(accuracy=0.9), OBJECTIVES)
+    record.at_once(lambda: record.complete(trial, result(accuracy=0.9), OBJECTIVES))
     assert len(commits) == 2
     assert Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()[0].values["accuracy"] == 0.9
 
 
 def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
     def stopped():
-        with record.at_once():
-            ask(record)
-            raise KeyboardInterrupt
+        ask(record)
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped()
+        record.at_once(stopped)
     assert Record.open(database_of(tmp_path, "study"), OBJECTIVES).next_place == 0
     ask(record)  # and what follows is written as ever
     assert [trial.number for trial in Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()] == [0]
@@ -119,8 +121,8 @@ def test_a_transaction_that_the_disk_refuses_is_one_message(record):
         raise sqlalchemy.exc.OperationalError("COMMIT", None, cause) from cause
 
     sqlalchemy.event.listen(_engine(record), "commit", refuse)
-    with pytest.raises(RunFolderError, match=r"study.db cannot be used: disk I/O error"), record.at_once():
-        ask(record)
+    with pytest.raises(RunFolderError, match=r"study.db cannot be used: disk I/O error"):
+        record.at_once(lambda: ask(record))
 
 
 def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):

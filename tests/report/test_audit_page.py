@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
 from kdnas.audit.result import CostBaseline, NeededFidelity, audit_result
@@ -21,9 +22,11 @@ from kdnas.report.audit import (
     tables,
     trust_line,
     verdict,
+    write_brief_study,
 )
 from kdnas.report.page import page
 from kdnas.report.table import Table
+from kdnas.study.losses import parse_losses
 
 LONG = Fidelity(30, 1.0)
 
@@ -99,6 +102,33 @@ def test_the_losses_stand_beside_the_studys_own():
     assert rows[3][1] == shown_tau(result.scopes[0].taus["macs"])
     assert rows[0][1] == shown_tau(result.overall)
     assert len(tables(audit_result(audited()), "kd")) == 1  # where no other loss was tried
+
+
+def test_the_brief_loss_that_ranks_best_is_named_with_its_cost_and_written_as_a_study(tmp_path):
+    run = replace(audited(loss="dkd"), folder=tmp_path)
+    trainings = tuple(
+        replace(training, score=0.4 + training.number / 100, train_seconds=30.0 if training.loss else 60.0)
+        for training in run.audit.trainings
+    )
+    scrambled = tuple(
+        replace(trial, values={**trial.values, "accuracy": 0.5 + (7 * trial.number % 24) / 100}) for trial in run.trials
+    )
+    better = replace(run, trials=scrambled, audit=replace(run.audit, trainings=trainings))
+    text = summary_of(better)
+    assert re.search(
+        r"Of 2 brief losses dkd ranks best, its tau larger by .* than the study’s kd’s: beyond noise", text
+    )
+    assert "24 brief trainings (12 min 0 s) beside 48 longer ones of the audit’s (48 min 0 s)" in text
+    dkd = parse_losses(["dkd"], run.config.distillation)
+    study, *_ = write_brief_study(better, audit_result(better), dkd)
+    written = yaml.safe_load(study.read_text())
+    assert [term["type"] for term in written["distillation"]["losses"]] == ["dkd"]
+    assert [term["type"] for term in written["final"]["distillation"]["losses"]] == ["kd"]
+
+    turned = tuple(replace(one, score=1 - one.score) if one.loss else one for one in trainings)
+    worse = replace(run, audit=replace(run.audit, trainings=turned))
+    assert "No brief loss of 2 ranks better than the study’s, kd." in summary_of(worse)
+    assert write_brief_study(worse, audit_result(worse), dkd) == []
 
 
 def test_words_state_what_was_done_and_what_is_not_known():

@@ -13,8 +13,8 @@ from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.searched import importance, searched, stuck_at_bounds
-from kdnas.study.config import TuneRange
 from kdnas.study.spaces import arch_of
+from kdnas.study.tune import TuneRange
 
 SPACE = SearchSpace(
     name="staged",

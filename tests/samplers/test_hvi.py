@@ -299,6 +299,15 @@ def test_tuned_settings_are_varied_within_their_range():
     assert len(set(proposals)) > 3
 
 
+def test_tuned_choices_are_learnt_like_those_of_the_space():
+    losses = CategoricalDistribution(("kd", "dkd", "ce"))
+    encoding = Encoding(SPACE, {"losses": losses})
+    params = {**{choice.name: choice.values[0] for choice in SPACE.choices}, "losses": "dkd"}
+    assert encoding.assignment(encoding.codes([params])[0]) == params
+    seen = {propose(study_of([]), seed=seed, tuned={"losses": losses})["losses"] for seed in range(12)}
+    assert seen == {"kd", "dkd", "ce"}
+
+
 def test_inactive_choices_make_no_difference():
     encoding = Encoding(SPACE, {})
     base = {choice.name: choice.values[0] for choice in SPACE.choices}

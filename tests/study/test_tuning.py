@@ -4,7 +4,8 @@ import pytest
 from trained_run import study_config
 
 from kdnas.errors import ConfigError
-from kdnas.study.tuning import tunable_problems, tuned_recipe
+from kdnas.study.teachers import teacher_problems
+from kdnas.study.tuning import Tuning, final_recipe, recipes_to_try, tunable_problems, tuned_recipe
 from kdnas.training.recipe import Distillation, Recipe, training_for, with_training
 
 
@@ -75,18 +76,21 @@ def test_sound_ranges_have_no_problems() -> None:
     ("path", "low", "high", "what"),
     [
         ("training.lr", 0.1, 0.2, "no setting"),
-        ("training.optimizer", 0.1, 0.2, "cannot be tuned"),
-        ("training.batch_size", 16, 32, "cannot be tuned"),
-        ("training.augmentation.flip", 0, 1, "cannot be tuned"),
+        ("training.optimizer", 0.1, 0.2, "which values there are"),
+        ("training.batch_size", 16, 32, "which values there are"),
+        ("training.augmentation.flip", 0, 1, "which values there are"),
+        ("training.threads", 1, 2, "once for the whole run"),
+        ("distillation.teacher_top_k", 1, 2, "once for the whole run"),
+        ("distillation.losses", 0, 1, "has no order"),
         ("training.epochs", 1, 5, "same for every trial"),
         ("training.data_fraction", 0.1, 0.5, "same for every trial"),
         ("training.augmentation", 0.1, 0.5, "is a section"),
         ("training.augmentation.random_resized_crop", 0.1, 0.5, "is a section"),
         ("training.augmentation.random_resized_crop.scale.2", 0.1, 0.5, "no setting"),
         ("training.augmentation.random_resized_crop.least_area", 0.1, 0.5, "no setting"),
-        ("training.augmentation.rand_augment.ops", 1, 3, "cannot be tuned"),
+        ("training.augmentation.rand_augment.ops", 1, 3, "which values there are"),
         ("training.augmentation.random_erasing.scale.0", 0.1, 0.5, "scale needs its lowest value first"),
-        ("distillation.losses.0.type", 0.1, 0.5, "cannot be tuned"),
+        ("distillation.losses.0.type", 0.1, 0.5, "which values there are"),
         ("distillation.losses.9.weight", 0.1, 0.5, "no setting"),
         ("training.momentum", 0.5, 1.5, "must be below 1"),
     ],
@@ -124,3 +128,88 @@ def test_an_unknown_setting_is_told_those_beside_it(recipe: Recipe) -> None:
     assert problem.allowed.split(", ") == [
         f"training.augmentation.random_resized_crop.{name}.{index}" for name in ("scale", "ratio") for index in (0, 1)
     ]
+
+
+TUNE = {
+    "distillation.losses": ["kd", "ce", {"type": "hint", "task_weight": 1}, "hint+kd"],
+    "distillation.temperature": [1, 4],
+    "distillation.losses.hint.weight": {"low": 1, "high": 200, "log": True},
+    "training.optimizer": ["sgd", "adamw"],
+}
+
+
+def test_losses_are_tuned_with_the_settings_that_they_have() -> None:
+    config = study_config(tune=TUNE)
+    assert tunable_problems(config) == []
+    assert config.tune["distillation.losses"][2] == "{type: hint, task_weight: 1}"
+    values = {
+        "distillation.losses": "hint+kd",
+        "distillation.temperature": 4,
+        "distillation.losses.hint.weight": 50,
+        "training.optimizer": "adamw",
+    }
+    tuned = Tuning(config).of(values)
+    assert tuned == values
+    changed = tuned_recipe(config.recipe, tuned)
+    assert changed.training.optimizer == "adamw"
+    assert [term.weight for term in changed.distillation.losses] == [50, 0.5]  # the study gives kd 0.5
+    assert changed.distillation.losses[1].options == {"temperature": 4}
+
+    labels = Tuning(config).of({**values, "distillation.losses": "ce"})
+    assert labels == {"distillation.losses": "ce", "training.optimizer": "adamw"}
+    assert tuned_recipe(config.recipe, labels).distillation.losses == ()
+    assert tuned_recipe(config.recipe, labels).distillation.task_weight == 1
+
+    alone = Tuning(config).of({**values, "distillation.losses": "{type: hint, task_weight: 1}"})
+    assert "distillation.temperature" not in alone
+    assert alone["distillation.losses.hint.weight"] == 50.0
+
+
+def test_finalists_may_learn_of_other_losses_than_the_search() -> None:
+    own = {"task_weight": 1, "losses": [{"type": "hint"}]}
+    config = study_config(tune={"distillation.losses": ["kd", "ce"]}, final={"seeds": 1, "distillation": own})
+    for losses in ("kd", "ce"):
+        recipe = final_recipe(config, {"distillation.losses": losses})
+        assert [term.type for term in recipe.distillation.losses] == ["hint"]
+    tuned = "tune.distillation.losses"
+    assert [*recipes_to_try(config)] == [(tuned, "kd"), (tuned, "ce"), ("final", "")]
+    wrong = study_config(final={"seeds": 1, "distillation": {"losses": [{"type": "kd", "of": "nobody"}]}})
+    (problem,) = teacher_problems(wrong)
+    assert problem.where == "final.distillation.losses.0.of"
+
+
+def test_two_proposals_of_one_training_have_the_same_settings() -> None:
+    tuning = Tuning(study_config(tune=TUNE))
+    common = {"distillation.losses": "kd", "training.optimizer": "sgd", "distillation.temperature": 1}
+    assert tuning.of({**common, "distillation.losses.hint.weight": 2}) == tuning.of(
+        {**common, "distillation.losses.hint.weight": 150}
+    )
+    assert tuning.stated(common) == common
+    assert tuning.stated({"distillation.losses": "kd", "training.optimizer": "sgd"}) is None
+    assert tuning.stated({"training.optimizer": "sgd"}) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "what"),
+    [
+        ("distillation.losses", ["kd", "no_such"], "no_such"),
+        ("distillation.losses", ["kd", {"type": "kd", "warmth": 2}], "warmth"),
+        ("distillation.losses", ["kd", {"type": "kd", "of": "nobody"}], "nobody"),
+        ("distillation.losses", ["kd", {"type": "kd", "of": "self"}], "at its least already"),
+        ("distillation.warmth", [1, 2], "no setting"),
+        ("distillation.losses.hint.weight", [1, 2], "no setting"),
+        ("training.optimizer", ["sgd", "lion"], "must be"),
+        ("training.batch_size", [0, 64], "at least 1"),
+        ("training.precision", ["float32", "bfloat16"], "once for the whole run"),
+    ],
+)
+def test_a_list_that_cannot_be_searched_is_named(path: str, values: list[object], what: str) -> None:
+    (problem,) = tunable_problems(study_config(tune={path: values}))
+    assert problem.where.startswith(f"tune.{path}")
+    assert what in str(problem)
+
+
+@pytest.mark.parametrize("values", [["kd"], ["kd", "kd"], [0.1, float("inf")], 3, "kd"])
+def test_what_is_no_list_of_values_is_refused(values: object) -> None:
+    with pytest.raises(ValueError, match="distillation"):
+        study_config(tune={"distillation.losses": values})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from kdnas.core.arch import Scalar, normalise_scalar
@@ -65,11 +65,12 @@ class Encoding:
         self.dimensions = [
             Dimension(c.name, tuple(map(normalise_scalar, c.values)), _ordered(c.values)) for c in space.choices
         ]
-        self.dimensions += [
-            Dimension(name, (), True, distribution)
-            for name, distribution in tuned.items()
-            if isinstance(distribution, FloatDistribution)
-        ]
+        for name, asked in tuned.items():
+            if isinstance(asked, FloatDistribution):
+                self.dimensions.append(Dimension(name, (), True, asked))
+            elif isinstance(asked, CategoricalDistribution):
+                values = [normalise_scalar(value) for value in asked.choices if value is not None]
+                self.dimensions.append(Dimension(name, tuple(values), _ordered(values)))
         self.levels = np.array([dimension.levels for dimension in self.dimensions])
         self._column = {dimension.name: i for i, dimension in enumerate(self.dimensions)}
         self._blocks = [_level_features(dimension) for dimension in self.dimensions]

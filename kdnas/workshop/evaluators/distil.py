@@ -41,6 +41,7 @@ from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
 from kdnas.study.config import BLOCKS
 from kdnas.study.spaces import arch_of
+from kdnas.study.tuning import recipes_to_try
 from kdnas.study.updates import updates_in_words
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged, epochs_done
@@ -57,7 +58,7 @@ from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, a
 from kdnas.workshop.export_check import check_exports
 from kdnas.workshop.jobs import Before, Job, Way
 from kdnas.workshop.latency_table import TablePrices, learn_tables
-from kdnas.workshop.loss_check import check_losses
+from kdnas.workshop.loss_check import check_losses, check_recipes
 from kdnas.workshop.opening import Sources, Workshop
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
 from kdnas.workshop.teacher_anatomy import anatomy_of, in_words
@@ -323,7 +324,7 @@ class Distil(Evaluator):
         }
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
-        """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
+        """Try all losses of the study on the teachers and these students, and whether they have the wanted exports.
 
         Raises ConfigError where a loss cannot be computed, and where none of them has an export; one that only some
         have is reported.
@@ -331,7 +332,7 @@ class Distil(Evaluator):
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
-        check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
+        check_recipes(recipes_to_try(self.context.config), workshop, built)
         check_exports(self.context.config.export.formats, workshop)
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:

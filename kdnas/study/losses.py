@@ -1,4 +1,4 @@
-"""Other losses that an audit's brief trainings may learn from, as the command line spells them."""
+"""Losses in the place of a study's own, as the command line and `tune` spell them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,23 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
     if problems:
         raise ConfigError(problems)
     return losses
+
+
+def losses_spelled(text: str, study: Distillation) -> tuple[str, Distillation]:
+    """Return what the losses that `text` spells are called, and the study's distillation with them.
+
+    They are one as for `parse_loss`, or several joined by `+`. Raises ConfigError.
+    """
+    parts = [text] if text.startswith("{") else text.split("+")
+    found = [parse_loss(part, study) for part in parts]
+    if len(found) == 1:
+        return found[0]
+    for part, (name, distillation) in zip(parts, found, strict=True):
+        if name == TASK_LOSS or distillation.task_weight != study.task_weight:  # one weight is the whole sum's
+            what = f"{part} in a sum: the labels' weight is stated for all of its losses at once"
+            raise ConfigError(Problem("", what, "distillation.task_weight"))
+    terms = tuple(term for _, distillation in found for term in distillation.losses)
+    return "+".join(name for name, _ in found), study.model_copy(update={"losses": terms})
 
 
 def loss_name(study: Distillation) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdnas.audit.losses import loss_name, parse_losses
 from kdnas.errors import ConfigError
+from kdnas.study.losses import loss_name, parse_losses
 from kdnas.training.recipe import Distillation, LossTerm
 
 STUDY = Distillation(task_weight=0.2, losses=(LossTerm(type="kd", weight=0.8, temperature=3),))
