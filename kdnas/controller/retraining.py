@@ -26,7 +26,7 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.promotion import lifted
-from kdnas.core.route import RouteInputs, Scored, chain_before
+from kdnas.core.route import RouteInputs, Scored, chain_before, tuning_epochs
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, TrialError
 from kdnas.executors import Executor, Finished
@@ -157,6 +157,12 @@ class Retraining:
         ways = {}
         for trial in students.values():
             name = trial.arch.arch_id
+            if route == "shrink":
+                tuning = tuning_epochs(self._config.final_fidelity.epochs)
+                ways[student_key(trial.arch, trial.tuned)] = Way(
+                    route, (), tuning, trial.proposed or trial.arch.choices
+                )
+                continue
             inputs = RouteInputs(
                 epochs=self._config.final_fidelity.epochs,
                 student=scored[name],

@@ -77,6 +77,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def progress_bar(share: float) -> str:
+    """Return how far something is, a share in [0, 1], as a bar of 20 characters."""
+    done = min(round(20 * share), 20)
+    return "█" * done + "░" * (20 - done)
+
+
 def capitalised(text: str) -> str:
     """Return `text` with its first letter large, the others as they are."""
     return text[:1].upper() + text[1:]

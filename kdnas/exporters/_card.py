@@ -183,8 +183,9 @@ _BEGUN: Mapping[Begun, str] = {
 
 
 _BEFORE: Mapping[Route, str] = {
-    "assistants": "a larger student of the front, taught by a larger one or by the study's teacher",
-    "born_again": "an earlier generation of itself, taught by the study's teacher",
+    "shrink": "It was cut out of a supernet of larger students",
+    "assistants": "Its teacher was a larger student of the front, taught by a larger one or by the study's teacher",
+    "born_again": "Its teacher was an earlier generation of itself, taught by the study's teacher",
 }
 
 
@@ -204,7 +205,7 @@ def _making(student: TrainedStudent) -> str:
         )
     if weights is not None and weights.route in _BEFORE:
         before = _BEFORE[weights.route]
-        lines.append(f"Its teacher was {before}, trained in these epochs too; train_yaml is of the direct training.")
+        lines.append(f"{before}, trained in these epochs too; train_yaml is of the direct training.")
     terms = [f"{distillation['task_weight']:g} x cross entropy"] if "task_weight" in distillation else []
     terms += [
         f"{term.get('weight', 1.0):g} x {term['type']}" + (f" of {term['of']}" if term.get("of") else "")

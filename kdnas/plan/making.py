@@ -12,11 +12,10 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
-from kdnas.core.route import ROUTES, Chained, Route, RouteInputs, Scored, chain_before, space_down_to, tuning_epochs
+from kdnas.core.route import ROUTES, Chained, Route, RouteInputs, Scored, chain_before, tuning_epochs
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
-from kdnas.nn.elastic import Unfilled
 from kdnas.plan.plan_file import (
     RUN_SUPERNET,
     TEACHER,
@@ -49,6 +48,7 @@ from kdnas.training.supernet.subnets import ElasticSpace
 from kdnas.workshop.afterwards import open_run
 from kdnas.workshop.opening import Workshop, resolve_device
 from kdnas.workshop.run_files import SUPERNET_FOLDER
+from kdnas.workshop.shrinking import space_above
 from kdnas.workshop.supernets import load_supernet
 
 _STUDENT = "student"
@@ -235,23 +235,11 @@ def _scored(run: RunRecord, member: FrontMember, family: StudentFamily) -> Score
 
 def _space_to_shrink(run: RunRecord, member: FrontMember, family: StudentFamily) -> tuple[SearchSpace | None, str]:
     """Return the part of the run's space from its largest network down to the student, or why there is none."""
-    space = run.lock.space
-    if not space.family:
-        return None, f"the space {space.name} names no student family"
-    proposed = record_of(run).proposal(member.trial.number)
-    own = {choice.name: proposed.get(choice.name, choice.values[0]) for choice in space.choices}
     try:
-        with Unfilled():
-            family.supernet(space)
-        down = space_down_to(space, ElasticSpace(space, family).ladders, own)
-        elastic = ElasticSpace(down, family)
+        proposed = record_of(run).proposal(member.trial.number)
+        return space_above(run.lock.space, family, member.trial.arch, proposed), ""
     except ConfigError as error:
-        return None, str(error)
-    if elastic.smallest.arch != member.trial.arch:
-        return None, f"student {member.trial.arch.arch_id} is not the smallest network of what lies above it"
-    if elastic.macs(elastic.largest) <= elastic.macs(elastic.smallest):
-        return None, "the student is the largest network of the space"
-    return down, ""
+        return None, "; ".join(problem.what for problem in error.problems)
 
 
 def make_measured_plan(

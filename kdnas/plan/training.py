@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -72,10 +71,10 @@ from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.numerics import computing
 from kdnas.training.recipe import Recipe
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, read_shrinking, write_shrinking
-from kdnas.training.supernet.training import Tick, train_supernet
+from kdnas.training.supernet.training import Tick
 from kdnas.version import __version__
-from kdnas.workshop.opening import Workshop, cache_dir, first_samples, resolve_device
-from kdnas.workshop.supernets import INHERITED_BY
+from kdnas.workshop.opening import Workshop, cache_dir, resolve_device
+from kdnas.workshop.shrinking import shrink
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
@@ -445,34 +444,22 @@ class _Work:
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
         """Train the step's supernet and cut its smallest network out."""
-        data, workshop, space = self.workshop.data, self.workshop, step.search_space
-        elastic = step.elastic(workshop.family)
-        seed = derive_seed(self.file.seed, "full", step.name)
-        torch.manual_seed(seed)
-        supernet = elastic.family.supernet(space).to(workshop.device)
-        if step.init == INHERITED:
-            inputs, _ = first_samples(workshop.train, INHERITED_BY)
-            elastic.family.inherit_supernet(supernet, elastic.largest.arch, inputs)
-        epochs = max(1, math.ceil(budget / (3 * elastic.macs(elastic.largest) * len(workshop.train))))
-        trained = train_supernet(
-            supernet,
-            space,
+        workshop, elastic = self.workshop, step.elastic(self.workshop.family)
+        network, trained = shrink(
+            workshop,
+            step.search_space,
             elastic.family,
-            workshop.teachers,
             workshop.train,
-            workshop.validation,
-            self.recipe(epochs, 1.0),
-            step.settings,
-            data=data,
-            seed=seed,
+            self.recipe(1, 1.0),
+            budget_macs=budget,
+            inherits=step.init == INHERITED,
+            seed=derive_seed(self.file.seed, "full", step.name),
             view_seed=self.view_seed,
-            device=workshop.device,
+            settings=step.settings,
             recorded=step.recorded,
             on_tick=self.report_tick,
             checkpoint=self.folder / CHECKPOINT_FILE,
-            budget_macs=budget,
         )
-        network = trained.scorer.cut(trained.supernet, trained.space.smallest)
         seen = workshop.validation_score(network)
         return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 

@@ -25,7 +25,7 @@ from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quanti
 from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.core.promotion import Rule
-from kdnas.core.route import Chained
+from kdnas.core.route import Route
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin
@@ -231,9 +231,9 @@ class Final(Section):
     """Where their weights come from; None: as in the study, where that shares weights at random, and those of
     students cut out of their teacher inherited. nested: the largest are cut out of their teacher, every other one out
     of the nearest larger one that holds it, trained with the same seed."""
-    route: Literal["direct"] | Chained = later("direct")
-    """Who teaches them: their teacher, or what is trained before each of them on a part of its budget, as `kdnas help
-    training` says. A finalist with no assistant that the budget could train is trained directly."""
+    route: Route = later("direct")
+    """Directly, or with what is trained before each of them on a part of its budget, as `kdnas help training` says. A
+    finalist with no assistant that the budget could train, or that no supernet holds, is trained directly."""
     distillation: Distillation | None = later(None)
     """What they learn of; None: what the search's students do. Brief scores may rank best by another loss than the one
     that trains best: `kdnas audit --loss`."""
@@ -273,6 +273,8 @@ class Final(Section):
             raise ValueError(f"until: flat finds the length of direct trainings, and the route is {self.route}")
         if self.route != "direct" and self.start == "nested":
             raise ValueError(f"start: nested students are cut out of larger ones, and the route is {self.route}")
+        if self.route == "shrink" and self.start == "supernet":
+            raise ValueError("start: the route shrink trains a supernet for each student: random, or inherited")
         return self
 
     @model_validator(mode="after")

@@ -119,7 +119,7 @@ def _unread(config: StudyConfig) -> list[Problem]:
 
 
 def _route_problems(config: StudyConfig) -> list[Problem]:
-    """Return why finalists cannot be taught by what is trained before them."""
+    """Return why finalists cannot take the route that the study wants."""
     route, terms = config.final.route, (config.final.distillation or config.distillation).losses
     if route == "direct":
         return []
@@ -129,11 +129,30 @@ def _route_problems(config: StudyConfig) -> list[Problem]:
     if not config.teachers or not sources:
         what = f"no loss learns of a teacher, whose place the route {route} gives away"
         return [Problem("final.route", what, "direct")]
+    if route == "shrink":
+        return _shrinking_problems(config)
     if len(sources) > 1 or any(teacher.data or teacher.task for teacher in config.teachers.values()):
         what = f"the route {route} puts one network in all teachers' place, and they teach different things"
         return [Problem("final.route", what, "direct")]
     if route == "born_again" and config.final_fidelity.epochs < GENERATIONS:
         return [Problem("final.epochs", f"each of {GENERATIONS} generations takes one", f"{GENERATIONS} or more")]
+    return []
+
+
+def _shrinking_problems(config: StudyConfig) -> list[Problem]:
+    """Return why no supernet of finalists' larger kin can be trained."""
+    where, how = "final.route", config.final.distillation or config.distillation
+    if config.final_fidelity.epochs < 2:
+        return [Problem("final.epochs", "the supernet takes one of them, the student another", "2 or more")]
+    if config.final_fidelity.start == "supernet":
+        return [Problem(where, "students begin with the weights of the run's supernet already", "direct")]
+    if wrong := next((term.of for term in how.losses if term.weight > 0 and term.of in LEARNING), None):
+        return [Problem(where, f"a supernet's networks learn of teachers, and {wrong} is {RESERVED[wrong]}", "direct")]
+    if how.on_policy is not None:
+        return [Problem(where, "a supernet's networks learn of the data alone, and on_policy is stated", "direct")]
+    if any(teacher.task for teacher in config.teachers.values()):
+        what = "a supernet's networks learn of each other what all tasks ask, and a specialist answers one"
+        return [Problem(where, what, "direct")]
     return []
 
 

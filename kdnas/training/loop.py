@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -138,6 +138,21 @@ class Trained:
         if self.live_teacher:
             notes.append("the teacher was run on batches as they came: its outputs were not kept")
         return tuple(notes)
+
+
+def joined(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
+    """Return a training of several parts as one."""
+    if len(parts) == 1:
+        return replace(parts[0], fidelity=fidelity)
+    return replace(
+        parts[-1],
+        train_seconds=sum(part.train_seconds for part in parts),
+        teacher_seconds=sum(part.teacher_seconds for part in parts),
+        fidelity=fidelity,
+        graph_failure=next((part.graph_failure for part in parts if part.graph_failure is not None), None),
+        phases={phase: sum(part.phases.get(phase, 0.0) for part in parts) for phase in parts[-1].phases},
+        live_teacher=any(part.live_teacher for part in parts),
+    )
 
 
 def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]:

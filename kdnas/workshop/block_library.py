@@ -24,7 +24,7 @@ from kdnas.core.block_library import BlockLibrary, Entry, Solved
 from kdnas.core.objective import parse_constraint
 from kdnas.core.pick import PickError, against
 from kdnas.core.seeds import derive_seed
-from kdnas.core.words import counted
+from kdnas.core.words import counted, progress_bar
 from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError
 from kdnas.faults import reach
 from kdnas.nn.block_distillation import BlockBench, held_from
@@ -42,8 +42,6 @@ _MOST_FRAMES = 64
 """Settings of the choices that blocks share: each takes a library of its own."""
 _TRIED = 16
 """Random students that show that costs add up."""
-_BAR = 20
-"""Characters of a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +218,7 @@ class _Making:
                 began = time.perf_counter()
                 self._write(made_on, whole=False)
                 reach("blocks")
-                bar = round(_BAR * done / total)
-                self._notify(f"blocks  {'█' * bar}{'░' * (_BAR - bar)}  {done}/{total}  {name or 'the rest'}")
+                self._notify(f"blocks  {progress_bar(done / total)}  {done}/{total}  {name or 'the rest'}")
         except (RuntimeError, ValueError, TypeError) as error:  # the teacher's own code runs, which may raise anything
             why = str(error).partition("\n")[0][:160]
             what = f"a block of it cannot be run alone: {why}"

@@ -52,6 +52,8 @@ class Way:
     route: Route
     before: tuple[Before, ...]
     epochs: int
+    choices: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    """shrink: what was proposed for the student, which tells where its space ends."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Job:
     larger: LargerStudent | None = None
     """What it is cut out of where its start is nested; None: its teacher."""
     way: Way | None = None
-    """By whom it is taught in its teacher's place, where it takes another route than the direct one."""
+    """What is trained before it, where it takes another route than the direct one."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form, for JSON."""

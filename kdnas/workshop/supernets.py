@@ -21,6 +21,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.core.words import progress_bar
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.faults import reach
 from kdnas.nn.elastic import Supernet
@@ -41,8 +42,6 @@ _CHECKPOINT = f"{SUPERNET_FOLDER}/{CHECKPOINT_FILE}"
 _SHARING = 0.05
 """The share of a training's time in which its checkpoint goes to the store, at most."""
 _FACTS = "supernet"
-_BAR = 20
-"""Characters of a progress bar."""
 INHERITED_BY = 256
 """Training samples by which the change made by each of the teacher's blocks is measured."""
 
@@ -204,8 +203,7 @@ def _announce(notify: Callable[[str], None], score: Quantity, share: Callable[[]
     def announce(tick: Tick) -> None:
         share()
         reach("supernet")
-        done = min(round(_BAR * tick.spent), _BAR)
-        line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
+        line = f"supernet  {progress_bar(tick.spent)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
         line += f"  loss {tick.loss:.3f}"
         if tick.check is not None:
             largest, smallest = (

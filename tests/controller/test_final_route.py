@@ -49,6 +49,22 @@ def test_assistants_are_finalists_and_who_has_none_is_trained_directly(tmp_path,
     assert f"student {largest.arch.arch_id} is trained directly" in " ".join(capsys.readouterr().out.split())
 
 
+def test_finalists_are_shrunk_on_their_budget_and_the_largest_is_trained_directly(tmp_path, capsys):
+    study = tiny.write(tmp_path)
+    run = search(study, tmp_path / "run", "route: shrink, compare_direct: true, control: false")
+    finalists = [trial for trial in run.trials if trial.repeats]
+    assert {repeat.fidelity for trial in finalists for repeat in trial.repeats} == {Fidelity(4, route="shrink")}
+    assert [(control.direct, control.failure) for control in run.controls] == [(True, "")]
+    said = " ".join(capsys.readouterr().out.split())
+    above = {trial.arch.arch_id: f"student {trial.arch.arch_id} is trained directly" in said for trial in finalists}
+    assert not all(above.values())
+    direct = search(study, tmp_path / "direct", "control: false")
+    score = {trial.arch.arch_id: repeat.score for trial in direct.trials for repeat in trial.repeats}
+    shrunk = {trial.arch.arch_id: repeat.score for trial in finalists for repeat in trial.repeats}
+    assert any(score[name] != shrunk[name] for name in score if not above[name])
+    assert all(score[name] == shrunk[name] for name in score if above[name])
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -56,7 +72,10 @@ def test_assistants_are_finalists_and_who_has_none_is_trained_directly(tmp_path,
         (["final.route=assistants", "distillation.losses=[{type: kd, of: ema}]"], "no loss learns of a teacher"),
         (["final={route: assistants, until: flat}"], "until: flat finds the length of direct trainings"),
         (["final.compare_direct=true"], "the route is direct: there is nothing to compare"),
-        (["final.route=shrink"], "final.route"),
+        (["final={route: shrink, epochs: 1}"], "final.epochs: the supernet takes one of them"),
+        (["final={route: shrink, start: supernet}"], "the route shrink trains a supernet for each student"),
+        (["final.route=shrink", "distillation.losses=[{type: kd}, {type: kd, of: ema}]"], "ema is the moving average"),
+        (["final.route=along"], "final.route"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, settings, problem):

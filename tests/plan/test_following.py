@@ -109,7 +109,7 @@ def test_interrupted_anywhere_and_continued_it_is_the_same(shrunk, bases, tmp_pa
             train(bases["resnet"], "shrink", out, on_progress=stop_at(count))
         assert not (out / "result.json").exists()
     assert (out / "1-supernet" / "step.json").exists()
-    monkeypatch.setattr("kdnas.plan.training.train_supernet", None)  # it is finished
+    monkeypatch.setattr("kdnas.workshop.shrinking.train_supernet", None)  # it is finished
     later: list[Progress] = []
     resumed = train(bases["resnet"], "shrink", out, on_progress=later.append)
     assert [item.at for item in later] == ["epoch 2/2"]
@@ -310,7 +310,7 @@ def test_every_route_is_measured_once(bases, tmp_path, kdnas_cache, monkeypatch)
     assert plan.budget.epochs == 20
     assert f"{100 * scores[plan.route]:.2f} %" in plan.why
     monkeypatch.setattr("kdnas.plan.training.distil", None)
-    monkeypatch.setattr("kdnas.plan.training.train_supernet", None)
+    monkeypatch.setattr("kdnas.workshop.shrinking.train_supernet", None)
     assert measured() == plan  # nothing is trained again
 
 

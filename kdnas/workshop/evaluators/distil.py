@@ -24,12 +24,12 @@ from torch import nn
 
 from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
+from kdnas.core.words import progress_bar
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TeacherError, TrialError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
@@ -46,7 +46,7 @@ from kdnas.study.updates import updates_in_words
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged, epochs_done
 from kdnas.training.evaluation import evaluation_batch
-from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
+from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, joined, train
 from kdnas.training.loss import asked_of, needs_of
 from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.packing import Packing, choose_size, measured_rate
@@ -60,12 +60,11 @@ from kdnas.workshop.jobs import Before, Job, Way
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses, check_recipes
 from kdnas.workshop.opening import Sources, Workshop
+from kdnas.workshop.shrinking import cut_for
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
 from kdnas.workshop.teacher_anatomy import anatomy_of, in_words
 from kdnas.workshop.teacher_check import report_teacher
 
-_BAR = 20
-"""Characters of a progress bar."""
 _TRUNCATED = 256
 """Validation predictions that show what keeping a few logits loses."""
 _MUCH = 100 << 20
@@ -150,7 +149,9 @@ class Distil(Evaluator):
             context.cache / "teacher_outputs",
             top_k=config.distillation.teacher_draws or config.distillation.teacher_top_k,
             drawn=config.distillation.teacher_draws is not None,
-            on_fill=lambda view, part, parts: self.notify(_filling(view, part, parts)),
+            on_fill=lambda view, part, parts: self.notify(
+                f"keeping the teacher's outputs on view {view + 1}  {progress_bar(part / (parts or 1))}  {part}/{parts}"
+            ),
             on_damage=self._mended.append,
             store=context.store,
         )
@@ -498,7 +499,8 @@ class Distil(Evaluator):
         groups: dict[object, list[int]] = {}
         for place, one in begun.items():
             if one.job.way is not None:
-                outcomes[place] = attempted(functools.partial(self._taught_on_the_way, one, one.job.way))
+                by_route = self._shrunk if one.job.way.route == "shrink" else self._taught_on_the_way
+                outcomes[place] = attempted(functools.partial(by_route, one, one.job.way))
             elif one.job.trains:
                 parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
                 groups.setdefault((parts, batches_key(one.job.recipe)), []).append(place)
@@ -542,7 +544,25 @@ class Distil(Evaluator):
             if not last:
                 teacher = workshop.as_teacher(f"network {place + 1} before {job.arch.arch_id}", trained.network)
                 teaching = dict.fromkeys(workshop.teachers, teacher)
-        return _whole(done, job.fidelity)
+        return joined(done, job.fidelity)
+
+    def _shrunk(self, begun: _Begun, way: Way) -> Trained:
+        """Return a student cut out of a supernet of all that lies above it, then trained for the epochs left to it.
+
+        One that no supernet holds is trained directly, which is noted. Raises TrialError.
+        """
+        job = begun.job
+        try:
+            network, seconds = cut_for(self.workshop, job, way)
+        except ConfigError as error:
+            self._mended.append(f"student {job.arch.arch_id} is trained directly: {error}")
+            seconds, (trained,) = 0.0, self._train_together([begun])
+        else:
+            begun.module.load_state_dict(network.state_dict())
+            (trained,) = self._train_part([begun], [_Part(way.epochs, job.view_seed)], last=True)
+        if isinstance(trained, TrialError):
+            raise trained
+        return dataclasses.replace(trained, train_seconds=trained.train_seconds + seconds, fidelity=job.fidelity)
 
     def _train_part(
         self, students: Sequence[_Begun], parts: Sequence[_Part], teaching: Teaching = None, *, last: bool
@@ -577,7 +597,7 @@ class Distil(Evaluator):
                     if (checkpoint := parts[place][index].checkpoint) is not None:
                         self.context.files.share(str(checkpoint.relative_to(self.context.folder)))
         return [
-            failed[place] if place in failed else _whole(done[place], student.job.fidelity)
+            failed[place] if place in failed else joined(done[place], student.job.fidelity)
             for place, student in enumerate(students)
         ]
 
@@ -677,24 +697,3 @@ def _sizes(task: TaskSpec) -> str:
     answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is predicted"
     given = "numbers" if task.inputs[0].kind == "floats" else f"tokens of {task.inputs[0].levels:,}"
     return f"{size} {given}, {answers}"
-
-
-def _whole(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
-    """Return a training of several parts as one."""
-    if len(parts) == 1:
-        return dataclasses.replace(parts[0], fidelity=fidelity)
-    return dataclasses.replace(
-        parts[-1],
-        train_seconds=sum(part.train_seconds for part in parts),
-        teacher_seconds=sum(part.teacher_seconds for part in parts),
-        fidelity=fidelity,
-        graph_failure=next((part.graph_failure for part in parts if part.graph_failure is not None), None),
-        phases={phase: sum(part.phases.get(phase, 0.0) for part in parts) for phase in parts[-1].phases},
-        live_teacher=any(part.live_teacher for part in parts),
-    )
-
-
-def _filling(view: int, part: int, parts: int) -> str:
-    """Return how far the teacher's outputs on a view are kept, as a bar."""
-    done = round(_BAR * part / max(parts, 1))
-    return f"keeping the teacher's outputs on view {view + 1}  {'█' * done}{'░' * (_BAR - done)}  {part}/{parts}"
