@@ -15,7 +15,7 @@ Start = Literal[SearchStart, "nested"]
 STARTS: tuple[Start, ...] = get_args(Start)
 _EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
 """The values of `weights` in records of earlier versions."""
-_ROUTES: Mapping[str, str] = {"shrink": "by shrinking", "assistants": "by assistants", "born_again": "born again"}
+ROUTE_WORDS: Mapping[str, str] = {"shrink": "by shrinking", "assistants": "by assistants", "born_again": "born again"}
 _WORDS = {"inherited": "inherited weights", "supernet": "shared weights", "nested": "larger students' weights"}
 
 
@@ -96,7 +96,7 @@ class Fidelity:
     @property
     def _on_its_way(self) -> str:
         """By whom the student was taught, where it was not its teacher."""
-        return f", {_ROUTES[self.route]}" if self.route in _ROUTES else ""
+        return f", {ROUTE_WORDS[self.route]}" if self.route in ROUTE_WORDS else ""
 
     @property
     def key(self) -> str:

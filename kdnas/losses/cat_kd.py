@@ -58,4 +58,4 @@ class ClassAttention(DistillationLoss):
     def _seen(self, outputs: Outputs, weight: Tensor) -> Tensor:
         """Return the maps [B, V, pool * pool] of classes."""
         pooled = F.adaptive_avg_pool2d(outputs.stages[-1], self.pool).flatten(2)
-        return directions(weight.float() @ pooled)
+        return directions(weight.to(pooled.dtype) @ pooled)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.fidelity import ROUTE_WORDS, Fidelity
 from kdnas.core.interval import holds_next
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
@@ -192,7 +192,11 @@ def _control_in_words(run: RunRecord, *, direct: bool) -> str:
     assert control.score is not None
     distilled = shown_interval(score, member.values[score.name], member.score_ci95)
     route = run.config.final.route.replace("_", " ")
-    how, otherwise = ("directly, on the same budget,", f"by {route}") if direct else ("on labels alone", "distilled")
+    how, otherwise = (
+        ("directly, on the same budget,", ROUTE_WORDS[run.config.final.route])
+        if direct
+        else ("on labels alone", "distilled")
+    )
     what = f"the route {route}" if direct else "distillation"
     gain = score.gain(member.values[score.name], control.score)
     alike = holds_next([repeat.score for repeat in member.trial.repeats], control.score)
