@@ -30,6 +30,7 @@ KINDS = {
     "mutual": [{"type": "kd", "of": "peers"}],
     "average": [{"type": "kd", "of": "ema"}],
     "exits": [{"type": "exits", "of": "self"}],
+    "contrastive": [{"type": "contrastive", "of": "plain"}],
 }
 BRIEF = {"epochs": 1, "batch_size": 32, "augmentation": {"flip": False}}
 
@@ -89,6 +90,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_student_learns_by_every_kind(repository, root, cache, tmp_path, kind):
     _, found = trained(small(repository, ".", tmp_path), root, cache, KINDS[kind])
     assert 0 <= found.score <= 1
+
+
+@pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "born_again"])
+def test_finalists_may_take_every_route(repository, route):
+    study = load_study(repository / "studies/kinds_of_distillation", [f"final.route={route}"])
+    assert study.config.final_fidelity.route == route
 
 
 @pytest.mark.parametrize("name", ["sees_by_hearing", "hears_by_seeing"])
