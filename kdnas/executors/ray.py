@@ -274,6 +274,8 @@ class Ray(NewsExecutor[T, R]):
         self._slots[self._slots.index(slot)] = self._asked_for()
         if slot.task is None:
             return []
+        if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray's own watch; elsewhere it would fill memory again
+            return [Finished(slot.task.key, failure=f"out of memory on its machine: {reason}")]
         losses = slot.task.losses + 1
         if losses >= _LOSSES_ALLOWED:
             return [Finished(slot.task.key, failure=f"{losses} workers were lost while they worked on it: {reason}")]

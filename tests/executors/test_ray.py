@@ -110,6 +110,32 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
 
 
 @needs_ray
+def test_a_job_that_fills_its_machines_memory_fails_once(build, monkeypatch):
+    """Ray's watch on memory kills the actor, and says so."""
+    import ray
+
+    executor, get = build(workers=1), ray.get
+    executor.submit("a", Task("square", x=1))
+    (first,) = collect(executor, 1)
+
+    def told(call):
+        try:
+            return get(call)
+        except ray.exceptions.ActorDiedError as error:
+            raise ray.exceptions.OutOfMemoryError("killed due to the node running low on memory") from error
+
+    monkeypatch.setattr("ray.get", told)
+    executor.submit("b", Task("sleep", seconds=60))
+    executor.wait(0.5)
+    os.kill(parent_of(parent_of(first.result.seen["pid"])), signal.SIGKILL)
+    (second,) = collect(executor, 1)
+    assert "out of memory on its machine: killed due to" in second.failure
+    executor.submit("c", Task("square", x=3))
+    (third,) = collect(executor, 1)
+    assert third.result.seen["value"] == 9
+
+
+@needs_ray
 @pytest.mark.slow
 def test_a_job_with_which_workers_are_lost_again_and_again_is_given_up(build):
     executor = build(lose_the_actor, workers=1)

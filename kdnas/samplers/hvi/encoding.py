@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,11 @@ class Encoding:
 
     def codes(self, assignments: Sequence[Mapping[str, Scalar]]) -> np.ndarray:
         """Return the codes [N, D] of assignments."""
-        rows = [[dimension.code(row[dimension.name]) for dimension in self.dimensions] for row in assignments]
-        return np.asarray(rows, dtype=int).reshape(len(rows), len(self.dimensions))
+        codes = np.empty((len(assignments), len(self.dimensions)), dtype=int)
+        for column, dimension in enumerate(self.dimensions):
+            code = lru_cache(maxsize=None, typed=True)(dimension.code)  # thousands of trials have the same few values
+            codes[:, column] = [code(row[dimension.name]) for row in assignments]
+        return codes
 
     def assignment(self, codes: np.ndarray) -> dict[str, Scalar]:
         """Return the assignment of codes [D]."""
@@ -101,7 +105,8 @@ class Encoding:
 
     def identity(self, codes: np.ndarray) -> np.ndarray:
         """Return a number [N] for each of `codes` [N, D], the same for two spellings of one student."""
-        keys = (row.tobytes() for row in self.canonical(codes))
+        rows = np.ascontiguousarray(self.canonical(codes))
+        keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel().tolist() if rows.size else ()
         return np.array([self._identities.setdefault(key, len(self._identities)) for key in keys], dtype=int)
 
     def features(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
