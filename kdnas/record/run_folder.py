@@ -77,14 +77,19 @@ def locked(file: IO[str], *, wait: bool = False) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise RunFolderError where a link in `folder`, at any depth, leads out of it.
+    """Raise RunFolderError where a link in `folder`, at any depth, leads out of it, or in a circle.
 
     Whoever made the folder would have this user's other files read, shown or overwritten.
     """
     inside = folder.resolve()
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            if not path.is_symlink():
+                continue
+            end = Path(os.path.realpath(path))
+            if end.is_symlink():  # Path.resolve raises another error in each version of Python
+                raise RunFolderError(f"{path} is a link that leads in a circle: remove it")
+            if not end.is_relative_to(inside):
                 what = "is a link that leads out of its folder, so it is not followed"
                 raise RunFolderError(f"{path} {what}: put what it leads to in its place, or remove it")
 

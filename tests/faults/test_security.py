@@ -450,6 +450,14 @@ def test_links_that_stay_in_a_run_are_followed(tmp_path: Path) -> None:
     refuse_links(tmp_path / "link")
 
 
+@pytest.mark.parametrize("place", ["study.lock.yaml", "report.html", "export"])
+def test_links_in_a_circle_are_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).symlink_to("other")
+    (tmp_path / "other").symlink_to(place)
+    with pytest.raises(RunFolderError, match="is a link that leads in a circle"):
+        refuse_links(tmp_path)
+
+
 def test_a_search_and_a_training_make_nothing_where_a_link_leads_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
