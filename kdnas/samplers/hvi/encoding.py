@@ -105,8 +105,9 @@ class Encoding:
 
     def identity(self, codes: np.ndarray) -> np.ndarray:
         """Return a number [N] for each of `codes` [N, D], the same for two spellings of one student."""
-        rows = np.ascontiguousarray(self.canonical(codes))
-        keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel().tolist() if rows.size else ()
+        rows = self.canonical(codes)
+        content, width = rows.tobytes(), rows.itemsize * rows.shape[1]
+        keys = (content[at : at + width] for at in range(0, len(content), width))
         return np.array([self._identities.setdefault(key, len(self._identities)) for key in keys], dtype=int)
 
     def features(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
