@@ -454,6 +454,8 @@ def _identity(config: StudyConfig, space: SearchSpace, *, stated: bool = False) 
         identity["rungs"] = [fidelity.as_dict() for fidelity in config.fidelities]
     if config.shares_weights and "supernet" in resolved:
         identity["supernet"] = resolved["supernet"]
+    if (learnt := resolved.get("final", {}).get("distillation")) is not None:  # retrainings by another do not compare
+        identity["final.distillation"] = learnt
     return {**identity, "space": space_record(space)}
 
 

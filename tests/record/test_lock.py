@@ -166,6 +166,9 @@ def test_a_resume_notices_what_changes_a_score_and_nothing_else(tmp_path, lock):
         check(training=lock.config.training.model_copy(update={"epochs": 7}), seed=3)
     assert "training.epochs: 3 -> 7" in str(caught.value)
     assert "seed: 0 -> 3" in str(caught.value)
+    own = lock.config.final.model_copy(update={"distillation": lock.config.distillation})
+    with pytest.raises(RunFolderError, match=r"final\.distillation"):  # retrainings by both would be averaged
+        check(final=own)
     with pytest.raises(RunFolderError, match="device: cpu -> cuda"):
         check(device="cuda")
     other = {"data": "other", "teacher": "t"}
