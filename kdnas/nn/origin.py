@@ -53,7 +53,7 @@ class Origin:
     config: str = ""
     """Of transformers the configuration's class."""
     inputs: tuple[str, ...] = ()
-    """Of transformers what it calls the task's inputs."""
+    """What it calls those of the task's inputs that it takes; empty: it takes them all."""
     channels: tuple[int, ...] = ()
     """Which normalised channel is the network's first, second, ...; empty: in their own order."""
     entrance: Entrance | None = None
@@ -220,12 +220,15 @@ def _answer(origin: Origin) -> str:
     """Return the text of `answer`: from what `build_student()` gives and its inputs to the logits of the data."""
     if origin.library == "transformers":
         steps = ["logits = network(**dict(zip(INPUTS, inputs)), return_dict=True).logits"]
+    elif origin.inputs:
+        steps = [f"logits = network(*inputs[:{len(origin.inputs)}])"]
     else:
         steps = ["logits = network(*inputs)"]
     entrance = origin.entrance
     if entrance is not None and origin.library != "transformers":
         steps.append("logits = getattr(logits, 'logits', logits)")
-        steps.append("logits = logits.flatten(1) if logits.ndim > 2 else logits")
+        if entrance.mean:
+            steps.append("logits = logits.flatten(1) if logits.ndim > 2 else logits")
     if entrance is not None and entrance.total is not None:
         least = "torch.finfo(torch.float32).tiny"
         steps.append(f"logits = (logits.float() / {entrance.total!r}).clamp_min({least}).log()")

@@ -97,7 +97,7 @@ def fit_teacher(
         )
     else:
         size = None
-    network, low = _in_float32(network)
+    network, low = in_float32(network)
     classes = len(naming.spellings) if naming is not None else context.data.task.outputs
     probe = _probe(context)
 
@@ -152,7 +152,7 @@ def enter_teacher(
     stages, classifier = stage_names(network)
     module = task_of(data.task).entrance(network, learnt).eval().requires_grad_(False).to(context.device)
     with exact_arithmetic(), torch.no_grad():
-        answers = module(*(part.to(context.device) for part in _probed(data)))
+        answers = module(*(part.to(context.device) for part in probed(data)))
     check_finite(answers, data)
     few = answers.flatten(0, -2)[:: answers.shape[1] if answers.ndim > 2 else 1]
     return Teacher(
@@ -165,7 +165,7 @@ def enter_teacher(
     )
 
 
-def _probed(data: Data) -> list[Tensor]:
+def probed(data: Data) -> list[Tensor]:
     """Return a few fixed training samples of the data, a tensor [n, ...] for each of its inputs."""
     places = spread(len(data.train))
     parts = [torch.from_numpy(np.array(data.train.inputs[part.name][places])) for part in data.task.inputs]
@@ -245,7 +245,7 @@ def _refusal(failure: Exception, network: nn.Module, probe: Tensor) -> TeacherEr
     return TeacherError(Problem("teacher", what, allowed))
 
 
-def _in_float32(network: nn.Module) -> tuple[nn.Module, list[str]]:
+def in_float32(network: nn.Module) -> tuple[nn.Module, list[str]]:
     """Return `network` in float32 and eval mode, with a note on what was changed."""
     low = sorted({str(value.dtype)[6:] for value in network.parameters()} & {"float16", "bfloat16"})
     return network.float().eval(), [f"its weights are {' and '.join(low)}: it computes in float32"] if low else []

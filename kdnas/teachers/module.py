@@ -15,6 +15,7 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_near, names_on, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
+from kdnas.teachers._own_inputs import fit_own
 from kdnas.teachers._plain import plain_network, refuse_inside_script, refuse_without_weights
 from kdnas.teachers._state_dict import load_weights
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
@@ -38,8 +39,8 @@ def module(
     """A user's `module:function` or `file.py:function` that returns a torch module, with weights from a file.
 
     Both are relative to the data root; weights are safetensors or a torch checkpoint of tensors only. The file's
-    folder and the data root are importable by its code.
-    `mean` and `std` are one number a channel on the 0-255 scale. Raises TeacherError.
+    folder and the data root are importable by its code. Of texts it takes tokens [B, T], and where it can a mask
+    [B, T] and segments [B, T]; it gives logits [B, K], of running text [B, T, V]. Raises TeacherError.
 
     Args:
         context: What the study hands over.
@@ -64,18 +65,21 @@ def module(
     refuse_inside_script(network, (*(stages or ()), *([classifier] if classifier else ())))
     if path is None:
         notes.append(f"no weights file was stated: the weights are those that {factory} returns")
-    return fit_teacher(
-        path.stem if path is not None else factory.rpartition(":")[2],
-        network,
-        context,
-        Expected(mean, std, input_size),
-        facts={"factory": factory, "arguments": arguments or {}, "code": _code_hash(function)},
-        stages=stages,
-        classifier=classifier,
-        naming=naming_of(class_names, *(names_near(path) if path is not None else ()), names_on(network)),
-        notes=notes,
-        origin=Origin("module", function.name, arguments or {}, files=function.sources),
-    )
+    name = path.stem if path is not None else factory.rpartition(":")[2]
+    known: Any = {
+        "facts": {"factory": factory, "arguments": arguments or {}, "code": _code_hash(function)},
+        "stages": stages,
+        "classifier": classifier,
+        "naming": naming_of(class_names, *(names_near(path) if path is not None else ()), names_on(network)),
+        "notes": notes,
+        "origin": Origin("module", function.name, arguments or {}, files=function.sources),
+    }
+    if context.data.task.inputs[0].kind == "pixels":
+        return fit_teacher(name, network, context, Expected(mean, std, input_size), **known)
+    if any(option is not None for option in (mean, std, input_size)):
+        what = f"the data {context.data.name} are {context.data.task.samples}"
+        raise TeacherError(Problem("mean, std, input_size", what, "these are of images"))
+    return fit_own(name, network, context, **known)
 
 
 def _factory(factory: str, root: Path) -> UserFunction:
