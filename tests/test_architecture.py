@@ -38,7 +38,8 @@ BAGS_OF_KEYS = {
         executors/_ray_head.py executors/nni.py exporters/huggingface.py exporters/student_json.py exporters/timm.py
         record/damage.py record/products.py record/records.py record/rows.py record/storage.py record/trials.py
         report/comparison.py report/study_file.py samplers/hvi/encoding.py testing/_jobs.py tokenizing.py
-        training/checkpoint.py workshop/jobs.py workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
+        training/checkpoint.py workshop/jobs.py workshop/elsewhere.py workshop/measuring.py
+        teachers/_adapting.py teachers/_own_inputs.py
     """,
     "what identifies data, as it is hashed": """
         datasets/_cache.py datasets/_corpus_cache.py datasets/_entries.py datasets/_generated.py datasets/_inputs.py
