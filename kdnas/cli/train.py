@@ -19,7 +19,6 @@ from kdnas.report.wording import duration
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdnas.core.data import Data
     from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
     from kdnas.plan.training import FullTraining, Larger
@@ -136,7 +135,7 @@ def command(
                 shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
-                data=asked.data,
+                run=asked.opened,
                 formats=[own_name(name) for name in formats or DEFAULT_FORMATS],
                 on_progress=view,
                 notify=view.notify,
@@ -157,9 +156,9 @@ class _Asked:
     run: RunRecord | None
 
     @property
-    def data(self) -> Data | None:
-        """The run's data, which are open; None for a file, whose training opens its own."""
-        return None if self.run is None else self.workshop.data
+    def opened(self) -> Workshop | None:
+        """What the run has open; None for a file, whose training opens its own."""
+        return None if self.run is None else self.workshop
 
     def shared(self, workshop: Workshop) -> nn.Module:
         """Return the student cut out of the run's supernet."""

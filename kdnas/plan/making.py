@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import Data
 from kdnas.core.route import ROUTES, Chained, Route, RouteInputs, Scored, chain_before, tuning_epochs
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, printable
@@ -66,8 +65,8 @@ class PlanBasis:
 
     run: RunRecord
     file: TrainFile
-    data: Data
-    family: StudentFamily
+    workshop: Workshop
+    """The run's."""
     samples: int
     inputs: RouteInputs
     archs: dict[str, Arch]
@@ -114,7 +113,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
         front=tuple(_scored(run, other, family) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, data, family, samples, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, workshop, samples, inputs, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -153,7 +152,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
             score=teacher.score,
             macs=teacher.values.get("macs"),
         ),
-        data=DataSection(name=basis.data.name, fingerprint=basis.data.fingerprint),
+        data=DataSection(name=basis.workshop.data.name, fingerprint=basis.workshop.data.fingerprint),
         space=locked_fingerprint(basis.run, "space"),
         supernet=basis.supernet if route == "shrink" else None,
         budget=basis.budget,
@@ -210,7 +209,7 @@ def _distil(
     teacher: str = TEACHER,
     init: str = "",
 ) -> DistilStep:
-    macs = basis.family.price(arch).macs
+    macs = basis.workshop.family.price(arch).macs
     return DistilStep(
         name=name,
         share=round(basis.budget.share(epochs, macs), 6),
@@ -264,7 +263,7 @@ def make_measured_plan(
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
         workshop = open_training(
-            brief.file, data_root=data_root, cache=cache, device=device, data=basis.data, notify=notify
+            brief.file, data_root=data_root, cache=cache, device=device, run=basis.workshop, notify=notify
         )
         measured = [
             _measure_route(route, basis, brief, workshop, out, functools.partial(on_progress, route), notify)

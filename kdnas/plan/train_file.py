@@ -30,14 +30,14 @@ from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, Section, later, validation_problems
 from kdnas.students import stated_arch
 from kdnas.study.config import DataConfig, TeacherConfig
-from kdnas.study.members import option_problems
+from kdnas.study.members import TRAINED_HERE, option_problems
 from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.tasks import TASKS, task_of
 from kdnas.teachers import TEACHERS
 from kdnas.training.loss import needs_by_teacher
 from kdnas.training.numerics import settled
-from kdnas.training.recipe import Distillation, Recipe, Training, for_task, numerics_of, training_as
+from kdnas.training.recipe import NUMERICS, Distillation, Recipe, Training, for_task, numerics_of, training_as
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 
@@ -214,10 +214,24 @@ def with_epochs(file: TrainFile, epochs: int) -> TrainFile:
 
 
 def with_threads(file: TrainFile, threads: int | None) -> TrainFile:
-    """Return `file` with a training by so many CPU threads; None: as it is."""
+    """Return `file` with a training of the student by so many CPU threads; None: as it is.
+
+    A teacher that is trained here stays the one that the file was written for.
+    """
     if threads is None:
         return file
-    return file.model_copy(update={"training": file.training.model_copy(update={"threads": threads})})
+    teachers = {name: _computed_as(teacher, file.training) for name, teacher in file.teachers.items()}
+    training = file.training.model_copy(update={"threads": threads})
+    return file.model_copy(update={"training": training, "teachers": teachers})
+
+
+def _computed_as(teacher: TeacherConfig, students: Training) -> TeacherConfig:
+    """Return the teacher with the numerics of the `students` stated, by which it is trained where it states none."""
+    if teacher.type not in TRAINED_HERE:
+        return teacher
+    numerics = {name: getattr(students, name) for name in NUMERICS if getattr(students, name) != "auto"}
+    training = {**numerics, **(teacher.options.get("training") or {})}
+    return TeacherConfig.model_validate(teacher.model_dump() | {"training": training})
 
 
 def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:

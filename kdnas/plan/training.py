@@ -28,7 +28,6 @@ from torch import nn
 from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch
 from kdnas.core.card import CostRecord, MeanScore, StudentCard, TeacherCard, WeightsRecord
-from kdnas.core.data import Data
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
@@ -110,7 +109,7 @@ def train_fully(
     data_root: Path,
     cache: Path | None = None,
     device: str | None = None,
-    data: Data | None = None,
+    run: Workshop | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     notify: Callable[[str], None] = lambda line: None,
@@ -120,9 +119,10 @@ def train_fully(
     `plan`, which has been checked against the file, is followed instead of the file's one plain training. A
     finished training is not repeated, but where its weights are lost; other lost files are written anew. `shared` gives
     the student as it is cut out of the run's supernet, where a plan begins from that. Without a plan, what is trained
-    may be cut out of a `larger` student. `device` overrides the file's; `data` are its data, where they are open
-    already. The test split is read once, at the end. Raises RunFolderError when `out` holds something else, DataError
-    or TeacherError when data or teacher are not those of the file, TrialError when the loss is no longer finite.
+    may be cut out of a `larger` student. `device` overrides the file's; `run` has the data and the teacher of the run
+    that found the student. The test split is read once, at the end. Raises RunFolderError when `out` holds something
+    else, DataError or TeacherError when data or teacher are not those of the file, TrialError when the loss is no
+    longer finite.
     """
     check_formats(formats)
     hardware = resolve_device(device or file.device)
@@ -136,7 +136,7 @@ def train_fully(
         for loss in lost:
             notify(f"{loss.path} {loss.words}")
         workshop = open_training(
-            file, data_root=data_root, cache=cache or cache_dir(), device=device, data=data, notify=notify
+            file, data_root=data_root, cache=cache or cache_dir(), device=device, run=run, notify=notify
         )
         if plan is None:
             length = counted(file.training.epochs, "epoch")

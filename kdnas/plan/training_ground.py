@@ -26,12 +26,13 @@ def training_workshop(
     data_root: Path,
     cache: Path,
     device: str | None = None,
-    data: Data | None = None,
+    run: Workshop | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
-    """Return what the training of `file` works with, nothing opened; `data` are its data where they are open already.
+    """Return what the training of `file` works with, nothing opened.
 
-    `device` overrides the file's. Raises ConfigError for a device that is not there.
+    What the `run` that found its student has is taken: its data, and the teacher that was trained for it. `device`
+    overrides the file's. Raises ConfigError for a device that is not there.
     """
     workshop = Workshop(
         Sources(
@@ -43,6 +44,7 @@ def training_workshop(
             options=file.family_options,
             task=file.task.kind,
             score=file.task.score,
+            kept=None if run is None else run.sources.kept,
         ),
         data_root=data_root,
         cache=cache,
@@ -50,8 +52,8 @@ def training_workshop(
         made_on=MadeOn(file.data_fingerprint, reader="afterwards"),
         notify=notify,
     )
-    if data is not None:
-        workshop.data = data
+    if run is not None:
+        workshop.data = run.data
     return workshop
 
 
@@ -61,15 +63,15 @@ def open_training(
     data_root: Path,
     cache: Path,
     device: str | None,
-    data: Data | None = None,
+    run: Workshop | None = None,
     notify: Callable[[str], None],
 ) -> Workshop:
-    """Return what the training of `file` works with, opened and compared with it; `data` may be open already.
+    """Return what the training of `file` works with, opened and compared with it; `run` is as in `training_workshop`.
 
     Raises DataError or TeacherError when data or teacher are not those of the file, ConfigError for a device that is
     not there.
     """
-    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, notify=notify)
+    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, run=run, notify=notify)
     check_data(file, workshop.data)
     data, teachers = workshop.data, workshop.teachers
     if workshop.teacher is not None:

@@ -248,6 +248,18 @@ def test_what_asks_to_stop_ends_it_cleanly_and_the_same_command_continues(done, 
     assert sum(trial.state == "complete" for trial in load_run(out).trials) == 4
 
 
+def test_a_full_training_has_the_runs_own_teacher_whatever_its_threads_and_cache(done, tmp_path, monkeypatch, capsys):
+    _, out, _ = done
+    train = ["--epochs", "1", "--format", "safetensors", "--out"]
+    with_cache = [str(out / "export" / "train.yaml"), "--threads", "2", *train, str(tmp_path / "file")]
+    assert main(["train", *with_cache]) == 0
+    monkeypatch.setenv("KDNAS_CACHE", str(tmp_path / "wiped"))
+    for threads in ("1", "2"):
+        assert main(["train", str(out), "--threads", threads, *train, str(tmp_path / threads)]) == 0
+    printed = capsys.readouterr()
+    assert "training the teacher" not in printed.out + printed.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
