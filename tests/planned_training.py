@@ -74,7 +74,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     )
     archs = {network.arch_id: network for network in macs}
     samples = len(opened.share(file.training.data_fraction))
-    return PlanBasis(run, file, data, students, samples, inputs, archs, space)
+    return PlanBasis(run, file, opened, students, samples, inputs, archs, space)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

@@ -121,6 +121,8 @@ def main():
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a picture, the likeliest first (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
     arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error("--top: one class or more")
     logits_of = NETWORKS[arguments.network]()
     unreadable = 0
     for file in picture_files(arguments.pictures):

@@ -124,6 +124,8 @@ def main():
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error("--top: one class or more")
     tokenizer, logits_of = open_tokenizer(), NETWORKS[arguments.network]()
     for text in arguments.texts or (line.rstrip("\\n") for line in sys.stdin):
         try:

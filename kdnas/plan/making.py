@@ -67,6 +67,7 @@ class PlanBasis:
     file: TrainFile
     workshop: Workshop
     """The run's."""
+    family: StudentFamily
     samples: int
     inputs: RouteInputs
     archs: dict[str, Arch]
@@ -113,7 +114,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
         front=tuple(_scored(run, other, family) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, workshop, samples, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, workshop, family, samples, inputs, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -209,7 +210,7 @@ def _distil(
     teacher: str = TEACHER,
     init: str = "",
 ) -> DistilStep:
-    macs = basis.workshop.family.price(arch).macs
+    macs = basis.family.price(arch).macs
     return DistilStep(
         name=name,
         share=round(basis.budget.share(epochs, macs), 6),

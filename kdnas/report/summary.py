@@ -191,13 +191,13 @@ def _control_in_words(run: RunRecord, *, direct: bool) -> str:
     member = members[control.number]
     assert control.score is not None
     distilled = shown_interval(score, member.values[score.name], member.score_ci95)
-    route = run.config.final.route.replace("_", " ")
+    route, routed = run.config.final.route.replace("_", " "), run.config.final.route != "direct"
     how, otherwise = (
         ("directly, on the same budget,", ROUTE_WORDS[run.config.final.route])
         if direct
-        else ("on labels alone", "distilled")
+        else ("on labels alone", f"distilled {ROUTE_WORDS[run.config.final.route]}" if routed else "distilled")
     )
-    what = f"the route {route}" if direct else "distillation"
+    what = f"the route {route}" if direct else f"distillation and the route {route}" if routed else "distillation"
     gain = score.gain(member.values[score.name], control.score)
     alike = holds_next([repeat.score for repeat in member.trial.repeats], control.score)
     adds = f"{what} {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"

@@ -48,7 +48,7 @@ def range_or_values(value: Any, _: Any) -> Tuned:
     if not isinstance(value, list | tuple):
         return TuneRange.model_validate(value)
     values = _TUNE_VALUES.validate_python(value)
-    if len({repr(one) for one in values}) < len(values):
+    if len({(isinstance(one, bool), one) for one in values}) < len(values):
         raise ValueError("states a value twice")
     if any(isinstance(one, float) and not math.isfinite(one) for one in values):
         raise ValueError("needs finite numbers")

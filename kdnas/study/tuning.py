@@ -21,6 +21,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.losses import losses_spelled
 from kdnas.study.teachers import teacher_problems
 from kdnas.study.tune import Tuned, TuneRange
+from kdnas.study.yaml_lines import parse_value
 from kdnas.training.recipe import NUMERICS, Distillation, LossTerm, Recipe, with_training
 
 LOSSES_KEY = "distillation.losses"
@@ -155,43 +156,68 @@ def tunable_problems(config: StudyConfig) -> list[Problem]:
             problems += [Problem(where, problem.what, problem.allowed) for problem in error.problems]
         else:
             problems += [] if losses is None else _taught_wrong(config, recipes[losses], where, losses)
+    problems += _said_twice(config, recipes)
     if problems:
         return problems
     return [
         problem
         for path, bounds in config.tune.items()
         if path != LOSSES_KEY
-        for problem in _setting_problems(config, path, bounds, list(recipes.values()))
+        for problem in _setting_problems(config, path, bounds, recipes)
     ]
 
 
-def _setting_problems(config: StudyConfig, path: str, bounds: Tuned, recipes: Sequence[Recipe]) -> list[Problem]:
+def _said_twice(config: StudyConfig, recipes: Mapping[Scalar | None, Recipe]) -> list[Problem]:
+    """Return which choices of losses are the same, and which state what is tuned of them too."""
+    problems: list[Problem] = []
+    known: dict[str, Scalar] = {}
+    for losses, recipe in recipes.items():
+        if losses is None:
+            continue
+        terms = sorted(term.model_dump_json() for term in recipe.distillation.losses)
+        what = f"{terms} {recipe.distillation.model_dump_json(exclude={'losses'})}"
+        if (first := known.setdefault(what, losses)) != losses:
+            problems.append(Problem(f"tune.{LOSSES_KEY}", f"{first} and {losses} are the same losses"))
+        stated = parse_value(losses) if isinstance(losses, str) and losses.startswith("{") else {}
+        for name in stated if isinstance(stated, dict) else {}:
+            for path in (f"distillation.{name}", f"{LOSSES_KEY}.{stated.get('type')}.{name}"):
+                if path in config.tune:
+                    problems.append(Problem(f"tune.{path}", f"is stated by the losses {losses} too", "one of the two"))
+    return problems
+
+
+def _setting_problems(
+    config: StudyConfig, path: str, bounds: Tuned, recipes: Mapping[Scalar | None, Recipe]
+) -> list[Problem]:
     where = f"tune.{path}"
     if path in _FIDELITY:
         return [Problem(where, "decides how much training a score has seen and is the same for every trial")]
     if path in _ONCE_A_RUN:
         return [Problem(where, "is decided once for the whole run")]
-    having = next((recipe for recipe in recipes if settings_named(recipe, path)), None)
-    if having is None:
-        unknown = _unknown(recipes, path)
+    having = {losses: recipe for losses, recipe in recipes.items() if settings_named(recipe, path)}
+    if not having:
+        unknown = _unknown(list(recipes.values()), path)
         return [Problem(where, unknown.what, unknown.allowed)]
     if isinstance(bounds, TuneRange):
-        if not all(setting.takes_numbers for setting in settings_named(having, path)):
+        if not all(setting.takes_numbers for recipe in having.values() for setting in settings_named(recipe, path)):
             what = "is not a setting that takes any real number: state which values there are"
             return [Problem(where, what, "a list of two or more values")]
         tries: dict[str, Scalar] = {f"{where}.{side}": getattr(bounds, side) for side in ("low", "high")}
     else:
         tries = {f"{where}.{place}": value for place, value in enumerate(bounds)}
-    problems = []
-    for at, value in tries.items():
-        try:
-            changed = tuned_recipe(having, {path: value})
-        except ConfigError as error:
-            problems += [Problem(at, problem.what, problem.allowed) for problem in error.problems]
-        else:
-            if path.startswith("distillation."):
-                problems += _taught_wrong(config, changed, at, value)
-    return problems
+    problems: dict[str, list[Problem]] = {}
+    for losses, recipe in having.items() if of_some_losses(path) else list(having.items())[:1]:
+        of = "" if losses is None or not of_some_losses(path) else f" with the losses {losses}"
+        for at, value in tries.items():
+            try:
+                changed = tuned_recipe(recipe, {path: value})
+            except ConfigError as error:
+                found = [Problem(at, f"{problem.what}{of}", problem.allowed) for problem in error.problems]
+            else:
+                found = _taught_wrong(config, changed, at, value) if path.startswith("distillation.") else []
+            problems.setdefault(at, found)
+            problems[at] = problems[at] or found
+    return [problem for found in problems.values() for problem in found]
 
 
 def _taught_wrong(config: StudyConfig, recipe: Recipe, where: str, value: Scalar) -> list[Problem]:

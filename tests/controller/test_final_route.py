@@ -29,6 +29,7 @@ def test_finalists_are_born_again_and_compared_with_the_direct_way(tmp_path, cap
     assert [(control.direct, control.failure) for control in run.controls] == [(False, ""), (True, "")]
     said = control_in_words(run)
     assert "trained once on labels alone and as long" in said
+    assert "distilled born again" in said
     assert "trained once directly, on the same budget, has accuracy" in said
     assert "by the route born again, two single trainings tell little" in said or "makes no difference" in said
     assert "retrained from scratch, born again" in (folder / "report.html").read_text()

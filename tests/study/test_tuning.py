@@ -213,3 +213,41 @@ def test_a_list_that_cannot_be_searched_is_named(path: str, values: list[object]
 def test_what_is_no_list_of_values_is_refused(values: object) -> None:
     with pytest.raises(ValueError, match="distillation"):
         study_config(tune={"distillation.losses": values})
+
+
+@pytest.mark.parametrize(
+    ("tune", "where", "what"),
+    [
+        (
+            {"distillation.losses": ["kd", "contrastive"], "distillation.temperature": [4, 20]},
+            "tune.distillation.temperature.1",
+            "must be at most 10, got 20 with the losses contrastive",
+        ),
+        (
+            {"distillation.losses": ["kd", "contrastive"], "distillation.temperature": {"low": 1, "high": 20}},
+            "tune.distillation.temperature.high",
+            "with the losses contrastive",
+        ),
+        (
+            {"distillation.losses": ["kd", {"type": "dist", "task_weight": 1}], "distillation.task_weight": [0.1, 0.5]},
+            "tune.distillation.task_weight",
+            "is stated by the losses {type: dist, task_weight: 1} too",
+        ),
+        (
+            {"distillation.losses": [{"type": "kd", "temperature": 2}, "ce"], "distillation.temperature": [1, 4]},
+            "tune.distillation.temperature",
+            "is stated by the losses {type: kd, temperature: 2} too",
+        ),
+        ({"distillation.losses": ["hint+kd", "kd+hint"]}, "tune.distillation.losses", "are the same losses"),
+        ({"distillation.losses": ["kd", {"type": "kd"}]}, "tune.distillation.losses", "are the same losses"),
+    ],
+)
+def test_what_goes_with_some_of_the_losses_only_is_told(tune: dict[str, object], where: str, what: str) -> None:
+    problems = tunable_problems(study_config(tune=tune))
+    assert [problem.where for problem in problems] == [where]
+    assert what in problems[0].what
+
+
+def test_one_number_written_in_two_ways_is_one_value() -> None:
+    with pytest.raises(ValueError, match="states a value twice"):
+        study_config(tune={"distillation.temperature": [1, 1.0]})
