@@ -145,6 +145,10 @@ def _answer(arguments: Sequence[str]) -> int:
             _complain(_blamed(error) or "what was read is nested too deeply: a file of this study or run is damaged")
         return 2
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib before Python 3.13
+            _show_traceback()
+            _complain(f"links lead in a circle: {error}")
+            return 2
         shown, blame = _show_traceback(), _blamed(error)
         if blame:
             _complain(blame)

@@ -141,10 +141,11 @@ def tuned_in_words(run: RunRecord) -> list[str]:
     if not settings or not members:
         return []
     again = len(trials) - len({trial.arch for trial in trials})
+    made = [trial for trial in run.trials if trial.state in ("complete", "failed")]
     spent = sum(trial.train_seconds for trial in run.trials)
     sentences = [
         f"{', '.join(setting.name for setting in settings)} {'was' if len(settings) == 1 else 'were'} tuned with the "
-        f"architecture, within the search’s {counted(len(run.trials), 'trial')} and {duration(spent)} of training; "
+        f"architecture, within the search’s {counted(len(made), 'trial')} and {duration(spent)} of training; "
         f"{again} of {len(trials)} scores are of a network that had one with other settings."
     ]
     for setting in settings:

@@ -109,12 +109,13 @@ def own_study(document: YamlDocument, folder: Path) -> YamlDocument:
 def study_file(path: Path) -> Path:
     """Return the YAML file of the study at `path`. Raises ConfigError where there is none, naming what is near."""
     if path.is_dir():
-        if not (path / STUDY_FILE).is_file():
+        if not (path / STUDY_FILE).exists():
             how = command_line("kdnas", "init", path)
             raise ConfigError(Problem(str(path), f"the folder holds no {STUDY_FILE}; `{how}` writes one"))
         return path / STUDY_FILE
     if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [name for name in known if name != path.name]  # which a link that leads nowhere has
         near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(Problem(str(path), f"there is no such folder or file{hint}"))

@@ -96,6 +96,11 @@ def test_each_problem_is_one_line_on_stderr(verb, capsys):
             1,
             "error: internal error: ZeroDivisionError: oh (set KDNAS_DEBUG=1 for the traceback)\n",
         ),
+        (
+            RuntimeError("Symlink loop from '/a'"),
+            2,
+            "error: links lead in a circle: Symlink loop from '/a'\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; the same command begins again, or goes on where it can\n"),
     ],
 )

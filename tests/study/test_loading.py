@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
 
-from kdnas.errors import ConfigError
+from kdnas.errors import ConfigError, KdnasError
 from kdnas.students import STUDENTS
 from kdnas.study.loading import load_study
 
@@ -434,3 +435,12 @@ def test_a_space_file_has_no_students_of_the_teacher(study):
     (study / "own.yaml").write_text("family: derived\nchoices: {depth: [1, 2]}\n")
     (problem,) = problems_of(study, GOOD.replace("digits_resnet", "own.yaml"))
     assert "own.yaml:1: family: derived: its choices are the teacher's, which a study states by" in problem
+
+
+def test_a_pipe_in_the_place_of_a_study_and_a_link_that_leads_nowhere_are_told_as_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "study.yaml")
+    with pytest.raises(KdnasError, match="is a pipe, not a file"):
+        load_study(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="there is no such folder or file$"):
+        load_study(tmp_path / "link")
