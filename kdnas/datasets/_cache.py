@@ -116,7 +116,7 @@ def cached(
 
     Raises DataError: from `decode`; where the samples are unusable; where the cache cannot be written.
     """
-    identity = {"format": _FORMAT, "name": name, "identity": identity}
+    identity = {"format": _FORMAT, "identity": identity}
     return kept_entry(name, cache, identity, lambda work: _decode(work, name, decode), open_images)
 
 

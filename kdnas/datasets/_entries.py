@@ -42,7 +42,7 @@ def kept_entry(
     """Return the data set that `identity` names from the cache, made first where it is not there.
 
     Args:
-        name: The source's name, shown to the user.
+        name: The source's name, shown to the user, which the entry has too.
         cache: kdnas's cache folder; made where it is missing.
         identity: Everything that decides the entry, JSON-serialisable.
         make: Writes the entry into a folder. Raises DataError.
@@ -50,7 +50,8 @@ def kept_entry(
 
     Raises DataError: from `make`; where the cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    whole = {"name": name, **identity}
+    key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:20]
     folder = cache / "datasets" / key
     data = open_intact(folder, opened)
     if data is not None:
