@@ -15,6 +15,7 @@ from kdnas.errors import ConfigError
 from kdnas.record.storage import load_run
 from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of, load_space
+from kdnas.study.tuning import Tuning
 
 SPACE = load_space("digits_resnet", Path())
 MINE = {"stem_width": 8, "stage1.depth": 1, "stage1.width": 8, "stage1.bottleneck": "plain", "stage1.skip": "none"}
@@ -51,7 +52,8 @@ def test_choices_may_stand_alone_or_in_a_list_with_tuned_settings(tmp_path):
     plain, set_ = read_students([file], tuned, SPACE)
     assert plain.arch == set_.arch
     assert (plain.where, set_.where) == (f"{file}[0]", f"{file}[1]")
-    assert (plain.tuned(tuned), set_.tuned(tuned)) == (None, {"training.learning_rate": 0.05})
+    stated = Tuning(tuned).stated
+    assert (stated(plain.values), stated(set_.values)) == (None, {"training.learning_rate": 0.05})
 
 
 @pytest.mark.parametrize(

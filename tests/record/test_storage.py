@@ -18,7 +18,7 @@ from kdnas.errors import RunFolderError
 from kdnas.record.database import database_of
 from kdnas.record.records import Repeat, Result, RunNotes
 from kdnas.record.storage import Record, distributions, load_run, refreshed
-from kdnas.study.config import TuneRange
+from kdnas.study.tune import TuneRange
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 OBJECTIVES = (ACCURACY, MACS)
