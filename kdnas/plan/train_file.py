@@ -229,8 +229,9 @@ def _computed_as(teacher: TeacherConfig, students: Training) -> TeacherConfig:
     """Return the teacher with the numerics of the `students` stated, by which it is trained where it states none."""
     if teacher.type not in TRAINED_HERE:
         return teacher
-    numerics = {name: getattr(students, name) for name in NUMERICS if getattr(students, name) != "auto"}
-    training = {**numerics, **(teacher.options.get("training") or {})}
+    stated = teacher.options.get("training") or {}
+    numerics = {name: getattr(students, name) for name in NUMERICS if stated.get(name, "auto") == "auto"}
+    training = {**stated, **numerics}
     return TeacherConfig.model_validate(teacher.model_dump() | {"training": training})
 
 

@@ -61,10 +61,15 @@ def loss_name(study: Distillation) -> str:
     return " + ".join(term.words for term in study.losses if term.weight > 0) or TASK_LOSS
 
 
+def stated_of(text: str) -> dict[str, Any]:
+    """Return what `text` states of a loss, its type among it; nothing where it spells none. Raises ConfigError."""
+    value = parse_value(text)
+    return {"type": value} if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}
+
+
 def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
     """Return what the loss that `text` spells is called, and the study's distillation with it. Raises ConfigError."""
-    value = parse_value(text)
-    plain: dict[str, Any] = {"type": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
+    plain = stated_of(text)
     kind = plain.pop("type", None)
     kind = own_name(kind) if isinstance(kind, str) else kind
     missing = LOSSES.missing(kind) if isinstance(kind, str) and kind != TASK_LOSS else None

@@ -18,10 +18,9 @@ from kdnas.losses import LOSSES
 from kdnas.plugins import short_name
 from kdnas.registry import Member, validation_problems
 from kdnas.study.config import StudyConfig
-from kdnas.study.losses import losses_spelled
+from kdnas.study.losses import losses_spelled, stated_of
 from kdnas.study.teachers import teacher_problems
 from kdnas.study.tune import Tuned, TuneRange
-from kdnas.study.yaml_lines import parse_value
 from kdnas.training.recipe import NUMERICS, Distillation, LossTerm, Recipe, with_training
 
 LOSSES_KEY = "distillation.losses"
@@ -178,8 +177,8 @@ def _said_twice(config: StudyConfig, recipes: Mapping[Scalar | None, Recipe]) ->
         what = f"{terms} {recipe.distillation.model_dump_json(exclude={'losses'})}"
         if (first := known.setdefault(what, losses)) != losses:
             problems.append(Problem(f"tune.{LOSSES_KEY}", f"{first} and {losses} are the same losses"))
-        stated = parse_value(losses) if isinstance(losses, str) and losses.startswith("{") else {}
-        for name in stated if isinstance(stated, dict) else {}:
+        stated = stated_of(str(losses))
+        for name in stated:
             for path in (f"distillation.{name}", f"{LOSSES_KEY}.{stated.get('type')}.{name}"):
                 if path in config.tune:
                     problems.append(Problem(f"tune.{path}", f"is stated by the losses {losses} too", "one of the two"))
@@ -205,19 +204,26 @@ def _setting_problems(
         tries: dict[str, Scalar] = {f"{where}.{side}": getattr(bounds, side) for side in ("low", "high")}
     else:
         tries = {f"{where}.{place}": value for place, value in enumerate(bounds)}
-    problems: dict[str, list[Problem]] = {}
-    for losses, recipe in having.items() if of_some_losses(path) else list(having.items())[:1]:
-        of = "" if losses is None or not of_some_losses(path) else f" with the losses {losses}"
-        for at, value in tries.items():
-            try:
-                changed = tuned_recipe(recipe, {path: value})
-            except ConfigError as error:
-                found = [Problem(at, f"{problem.what}{of}", problem.allowed) for problem in error.problems]
-            else:
-                found = _taught_wrong(config, changed, at, value) if path.startswith("distillation.") else []
-            problems.setdefault(at, found)
-            problems[at] = problems[at] or found
-    return [problem for found in problems.values() for problem in found]
+    differs = of_some_losses(path)
+    tried = list(having.items())[: None if differs else 1]
+    problems: list[Problem] = []
+    for at, value in tries.items():
+        for losses, recipe in tried:
+            of = f" with the losses {losses}" if differs and losses is not None else ""
+            if found := _value_problems(config, recipe, path, value, at, of):
+                problems += found
+                break  # what others say of the same value is much the same
+    return problems
+
+
+def _value_problems(
+    config: StudyConfig, recipe: Recipe, path: str, value: Scalar, where: str, of: str
+) -> list[Problem]:
+    try:
+        changed = tuned_recipe(recipe, {path: value})
+    except ConfigError as error:
+        return [Problem(where, f"{problem.what}{of}", problem.allowed) for problem in error.problems]
+    return _taught_wrong(config, changed, where, value) if path.startswith("distillation.") else []
 
 
 def _taught_wrong(config: StudyConfig, recipe: Recipe, where: str, value: Scalar) -> list[Problem]:

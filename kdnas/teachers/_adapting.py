@@ -267,11 +267,7 @@ def _tapped(
 ) -> tuple[tuple[str, ...], str | None]:
     """Return the stages' and the classifier's names inside `module`: those given inside `network`, else those found."""
     prefix = next(name for name, part in module.named_modules() if part is network) + "."
-    parts = dict(network.named_modules())
-    named = [name for name in (*(stages or ()), *([classifier] if classifier else ())) if name not in parts]
-    if named:
-        allowed = ", ".join(name for name in parts if name and name.count(".") < 2)[:600]
-        raise TeacherError(Problem("stages, classifier", f"the network has no {', '.join(named)}", allowed))
+    parts = parts_with(network, stages, classifier)
     if classifier and not isinstance(parts[classifier], nn.Linear):
         what = f"{classifier} is a {type(parts[classifier]).__name__}"
         raise TeacherError(Problem("classifier", what, "a Linear layer, whose input is the embedding"))
@@ -280,6 +276,16 @@ def _tapped(
         _check_maps(module, example, {name: parts[name] for name in stages})
         found = tuple(prefix + name for name in stages)
     return tuple(found), prefix + classifier if classifier else found_classifier
+
+
+def parts_with(network: nn.Module, stages: Sequence[str] | None, classifier: str | None) -> dict[str, nn.Module]:
+    """Return the network's parts by name. Raises TeacherError where `stages` or `classifier` name one that it lacks."""
+    parts = dict(network.named_modules())
+    missing = [name for name in (*(stages or ()), *([classifier] if classifier else ())) if name not in parts]
+    if missing:
+        allowed = ", ".join(name for name in parts if name and name.count(".") < 2)[:600]
+        raise TeacherError(Problem("stages, classifier", f"the network has no {', '.join(missing)}", allowed))
+    return parts
 
 
 def _check_maps(module: nn.Module, example: Tensor, stages: Mapping[str, nn.Module]) -> None:

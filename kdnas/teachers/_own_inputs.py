@@ -20,7 +20,7 @@ from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import Teacher, TeacherContext
-from kdnas.teachers._adapting import check_finite, fingerprint, in_float32, probed
+from kdnas.teachers._adapting import check_finite, fingerprint, in_float32, parts_with, probed
 from kdnas.teachers._class_names import Naming, class_order
 from kdnas.teachers._fitted import NoLogitsError, log_of, logits_of, probability_total
 
@@ -107,10 +107,7 @@ def fit_own(
         module.order = None if order is None else torch.tensor(order, device=context.device)
         answers, places = module(*few), _heads(module, few, own, 3 if task.rows > 1 else 2)
     check_finite(answers, data)
-    parts = dict(network.named_modules())
-    if missing := [one for one in (*(stages or ()), *([classifier] if classifier else ())) if one not in parts]:
-        allowed = ", ".join(one for one in parts if one and one.count(".") < 2)[:600]
-        raise TeacherError(Problem("stages, classifier", f"the network has no {', '.join(missing)}", allowed))
+    parts_with(network, stages, classifier)
     found = tuple(f"network.{one}" for one in stages) if stages is not None else None
     sketched = answers.flatten(0, 1)[:: max(1, task.rows // 4)] if task.rows > 1 else answers
     given = ", ".join(f"{one.name} as {own_name}" for one, own_name in zip(task.inputs, taken, strict=False))
