@@ -37,6 +37,7 @@ from kdnas.executors import Finished
 from kdnas.faults import reach
 from kdnas.outlets import Notify
 from kdnas.record.database import Database
+from kdnas.record.front import beside
 from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, record_of, refreshed
 from kdnas.study.config import StudyConfig
@@ -284,7 +285,9 @@ def _job(plan: AuditPlan, task: AuditTask) -> Job:
         fidelity = task.fidelity
         longer = {"epochs": fidelity.epochs, "data_fraction": fidelity.data_fraction, "start": fidelity.start}
         final = config.final.model_copy(update=longer)
-        job = final_job(config.model_copy(update={"final": final}), trial.number, trial.arch, trial.tuned, task.seed)
+        others = beside(trial.arch, plan.run.retrained)
+        config = config.model_copy(update={"final": final})
+        job = final_job(config, trial.number, trial.arch, trial.tuned, task.seed, others=others)
         return dataclasses.replace(job, test=False, checkpoint=None, looks=look_epochs(task.fidelity.epochs))
     tuned = {name: value for name, value in trial.tuned.items() if not name.startswith("distillation.")}
     job = search_job(config, trial.arch, tuned, config.fidelities.index(plan.brief))

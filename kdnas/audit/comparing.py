@@ -30,7 +30,7 @@ from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.executors import Finished
 from kdnas.faults import reach
 from kdnas.outlets import Notify
-from kdnas.record.front import front, pick, picked_or_recommended
+from kdnas.record.front import beside, front, pick, picked_or_recommended
 from kdnas.record.records import Result
 from kdnas.regular import regular
 from kdnas.study.config import DISTIL, StudyConfig
@@ -137,7 +137,10 @@ def plan_comparison(
     chosen = dict.fromkeys(picks) or {"": None}
     students = [_student(opened, text) for text in chosen]
     students = list({student.arch.arch_id: student for student in students}.values())
-    recipes = [varied(final_recipe(config, student.tuned), varies) for student in students]
+    finalists = opened.run.retrained
+    recipes = [
+        varied(final_recipe(config, student.tuned, beside(student.arch, finalists)), varies) for student in students
+    ]
     problems: dict[str, Problem] = {}
     for student, named in zip(students, recipes, strict=True):
         for name, recipe in named.items():
@@ -217,7 +220,8 @@ def run_comparison(
             return False
         task = waiting.popleft()
         running[task.key(fidelity)] = task
-        job = final_job(comparison.config, 0, task.student.arch, task.student.tuned, task.seed)
+        student = task.student
+        job = final_job(comparison.config, 0, student.arch, student.tuned, task.seed, others=(student.arch,))
         job = dataclasses.replace(job, recipe=task.recipe, test=False, checkpoint=None)
         executor.submit(task.key(fidelity), job, time_limit_s=comparison.config.time_limit_s(fidelity))
         return True

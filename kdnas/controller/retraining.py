@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from kdnas.controller.nesting import Nest
 from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
 from kdnas.controller.waiting import work_off
+from kdnas.core.arch import Arch
 from kdnas.core.improvement import free_boxes, improvement
 from kdnas.core.logarithms import above_zero, logarithmic
 from kdnas.core.measurement import Measurement
@@ -31,7 +32,7 @@ from kdnas.core.words import counted
 from kdnas.errors import ConfigError, TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.faults import reach
-from kdnas.record.front import comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
+from kdnas.record.front import beside, comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
 from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
@@ -115,7 +116,8 @@ class Retraining:
             trial, seed = ready
             larger = None if nest is None else nest.larger(trial, seed)
             way = ways.get(student_key(trial.arch, trial.tuned))
-            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed, larger, way)
+            others = beside(trial.arch, chosen)
+            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed, larger, way, others)
             started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
             jobs[started.key] = (trial, seed, job)
             executor.submit(started.key, job, time_limit_s=limit_s)
@@ -203,7 +205,8 @@ class Retraining:
         while True:
             if epochs not in tried:
                 try:
-                    tried[epochs] = self._score_of_length(executor, student, epochs)
+                    others = beside(student.arch, chosen)
+                    tried[epochs] = self._score_of_length(executor, student, epochs, others)
                 except TrialError as error:
                     text = f"a training of {counted(epochs, 'epoch')} failed, and no longer one is tried: {error}"
                     epochs = before or epochs
@@ -229,11 +232,12 @@ class Retraining:
         if self._config.final.until == "flat" and epochs is not None:
             self._config = self._config.with_final_epochs(epochs)
 
-    def _score_of_length(self, executor: Executor[Job, Result], trial: TrialRecord, epochs: int) -> float:
+    def _score_of_length(
+        self, executor: Executor[Job, Result], trial: TrialRecord, epochs: int, others: Iterable[Arch]
+    ) -> float:
         config = self._config.with_final_epochs(epochs)
-        job = dataclasses.replace(
-            final_job(config, trial.number, trial.arch, trial.tuned, 0), checkpoint=None, test=False
-        )
+        job = final_job(config, trial.number, trial.arch, trial.tuned, 0, others=others)
+        job = dataclasses.replace(job, checkpoint=None, test=False)
         self._observe(
             Note(f"training student {trial.arch.arch_id} for {counted(epochs, 'epoch')}, to choose final.epochs")
         )
@@ -272,7 +276,8 @@ class Retraining:
         adds = f"the route {self._config.final.route}" if direct else "distillation"
         self._observe(Note(f"training {student} once {how}, to measure what {adds} adds"))
         make = final_job if direct else control_job
-        job = make(self._config, trial.number, trial.arch, trial.tuned, 0, self._larger_of_first(trial))
+        others = beside(trial.arch, self._opened.snapshot().retrained)
+        job = make(self._config, trial.number, trial.arch, trial.tuned, 0, self._larger_of_first(trial), others=others)
         job = dataclasses.replace(job, checkpoint=None)
         fidelity = self._config.final_fidelity
         try:
@@ -299,7 +304,7 @@ class Retraining:
     def finish(self) -> None:
         """Check the finalists against the record, and score the teacher on the test split, as the front has been."""
         evaluator = self._opened.evaluator
-        earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
+        earned = self._opened.snapshot().retrained
         for trial in earned:
             evaluator.check(trial)
         if earned and not self._record.notes().teacher_tested:

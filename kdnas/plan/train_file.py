@@ -25,6 +25,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.teacher import further_of
 from kdnas.plugins import is_plugin, resolved
+from kdnas.record.front import beside
 from kdnas.record.lock import fingerprint, of_todays_task, space_record
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, Section, later, validation_problems
@@ -37,7 +38,7 @@ from kdnas.tasks import TASKS, task_of
 from kdnas.teachers import TEACHERS
 from kdnas.training.loss import needs_by_teacher
 from kdnas.training.numerics import settled
-from kdnas.training.recipe import NUMERICS, Distillation, Recipe, Training, for_task, numerics_of, training_as
+from kdnas.training.recipe import FRONT, NUMERICS, Distillation, Recipe, Training, for_task, numerics_of, training_as
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 
@@ -135,6 +136,12 @@ class TrainFile(Section):
         return training
 
     @model_validator(mode="after")
+    def _stated_peers(self) -> TrainFile:
+        if self.distillation.peers == FRONT:
+            raise ValueError("distillation.peers: one student has no front; state how many, or their choices")
+        return self
+
+    @model_validator(mode="after")
     def _known_teachers(self) -> TrainFile:
         if unknown := [name for name in self.further_fingerprints if name not in self.teachers]:
             raise ValueError(f"further_fingerprints names {', '.join(unknown)}, which is none of the teachers")
@@ -183,7 +190,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: Data) -> TrainFile:
     """
     config = run.config
     data_config = run.training_data
-    recipe = final_recipe(config, trial.tuned)
+    recipe = final_recipe(config, trial.tuned, beside(trial.arch, run.retrained))
     return TrainFile(
         format_version=FORMAT_VERSION,
         name=f"{config.name}-{trial.arch.arch_id}",

@@ -28,6 +28,7 @@ from torch import nn
 from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch
 from kdnas.core.card import CostRecord, MeanScore, StudentCard, TeacherCard, WeightsRecord
+from kdnas.core.fidelity import Start
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
@@ -416,7 +417,8 @@ class _Work:
         workshop = self.workshop
         arch = step.network(workshop.family)
         seed = derive_seed(self.file.seed, "full", arch.arch_id, *([self.born] if self.born else []))
-        network = workshop.begin(arch, "inherited" if step.init == INHERITED else "random", seed)
+        begins: Start = "inherited" if step.init == INHERITED else "random"
+        network = workshop.begin(arch, begins, seed)
         if start is not None:
             family = sibling_family(workshop.family, arch.family)
             network.load_state_dict(family.cut_on(arch, origin.network(family), start).state_dict())
@@ -436,7 +438,7 @@ class _Work:
             device=workshop.device,
             on_epoch=watch,
             checkpoint=self.folder / CHECKPOINT_FILE,
-            peers=workshop.peers(arch, self.file.distillation, seed),
+            peers=workshop.peers(arch, self.file.distillation, begins, seed),
         )
         watch.rewrite(trained.history)
         seen = workshop.validation_score(trained.network)

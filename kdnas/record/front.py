@@ -17,6 +17,7 @@ import numpy as np
 
 from kdnas.core import hypervolume as volumes
 from kdnas.core import pick as pick_rules
+from kdnas.core.arch import Arch
 from kdnas.core.comparison import welch_p_value
 from kdnas.core.interval import mean_ci95
 from kdnas.core.objective import Quantity, breaches, minimised
@@ -62,6 +63,12 @@ def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
     tasks = trial.repeats[0].by_task
     known |= {name: mean_ci95([repeat.by_task[name] for repeat in trial.repeats])[0] for name in tasks}
     return FrontMember(trial, {**values, **known, run.score.name: score}, score_ci95, test_score, test_ci95, further)
+
+
+def beside(arch: Arch, finalists: Iterable[TrialRecord]) -> tuple[Arch, ...]:
+    """Return those that learn with a student of `arch` where the front learns together: its equal if it is alone."""
+    others = {trial.arch.arch_id: trial.arch for trial in finalists if trial.arch != arch}
+    return tuple(others[name] for name in sorted(others)) or (arch,)
 
 
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:

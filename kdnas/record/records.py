@@ -296,6 +296,11 @@ class RunRecord:
         return self.reference_point.get(self.score.name)
 
     @property
+    def retrained(self) -> tuple[TrialRecord, ...]:
+        """The finalists, as far as they have been retrained."""
+        return tuple(trial for trial in self.trials if trial.repeats)
+
+    @property
     def limits(self) -> tuple[Constraint, ...]:
         """The constraints on costs: what breaks one is no student of the run."""
         return tuple(bound for bound in self.constraints if not bound.is_goal_for(self.score))

@@ -44,8 +44,10 @@ from kdnas.report.wording import (
     shown_interval,
     volume_in_words,
 )
+from kdnas.study.losses import loss_name
 from kdnas.study.updates import updates_in_words
 from kdnas.tasks import TASKS
+from kdnas.training.recipe import FRONT
 
 _NAMED_PAIRS = 6
 _MEASURED = re.compile(r" \([a-z_0-9]+ is -?[0-9][-+.0-9e]*\)")
@@ -68,7 +70,11 @@ def what_was_searched(run: RunRecord) -> str:
         teachers = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
         how = f"distilled from {teachers}" if names else "trained without a teacher"
         source = f"for the data set {run.lock.data.name or short_name(config.data.type)}{classes}, {how}"
-    return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
+    searched = f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
+    if (final := config.final.distillation) is None or final == config.distillation:
+        return searched
+    together = ", which are the other finalists" if final.peers == FRONT else ""
+    return f"{searched} Scores are by {loss_name(config.distillation)}, retrainings by {loss_name(final)}{together}."
 
 
 def _students_of(run: RunRecord) -> str:

@@ -11,7 +11,7 @@ from kdnas.core.route import GENERATIONS
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.study.config import DISTIL, DerivedSpace, StudyConfig
-from kdnas.training.recipe import ENSEMBLE, LEARNING, PEERS, RESERVED, SELF
+from kdnas.training.recipe import ENSEMBLE, FRONT, LEARNING, MOST_PEERS, PEERS, RESERVED, SELF
 
 
 def teacher_problems(config: StudyConfig) -> list[Problem]:
@@ -195,6 +195,13 @@ def _learning_problems(config: StudyConfig) -> list[Problem]:
             stated_arch(peer.family, peer.choices)
         except ConfigError as error:
             problems += [replace(each, where=f"distillation.peers.{place}.{each.where}") for each in error.problems]
+    own = config.distillation.peers
+    if own == FRONT and config.distillation is not config.final.distillation:
+        what = "only finalists have a front whose students learn together"
+        problems.append(Problem("distillation.peers", what, "final.distillation.peers, or a number, or their choices"))
+    elif own == FRONT and config.final.max_students > MOST_PEERS:
+        what = f"at most {MOST_PEERS} students learn together, and {config.final.max_students} may be finalists"
+        problems.append(Problem("distillation.peers", what, f"final.max_students: {MOST_PEERS}, or less"))
     for index, term in enumerate(config.distillation.losses):
         where = f"distillation.losses.{index}.of"
         if term.weight <= 0 or term.of not in LEARNING:
@@ -202,10 +209,10 @@ def _learning_problems(config: StudyConfig) -> list[Problem]:
         if config.shares_weights:
             what = f"a supernet's networks learn of teachers, and {term.of} is {RESERVED[term.of]}"
             problems.append(Problem(where, what, "a teacher, or rungs without `start: supernet`"))
-        elif term.of == PEERS and others and LOSSES.get(term.type).needs != {"logits"}:
+        elif term.of == PEERS and (others or own == FRONT) and LOSSES.get(term.type).needs != {"logits"}:
             what = f"{short_name(term.type)} reads more than logits, and students of other kinds share nothing else"
             problems.append(Problem(where, what, "a loss on logits, or `peers: 2`: students of its kind"))
-        elif term.of == PEERS and config.starts != {"random"} and not others:
+        elif term.of == PEERS and config.starts != {"random"} and not others and own != FRONT:
             begun = ", ".join(sorted(config.starts - {"random"}))
             what = f"peers that begin {begun} are equal and stay so: there is nothing to learn of each other"
             problems.append(Problem(where, what, "`start: random`, or of: ema"))

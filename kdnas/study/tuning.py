@@ -6,13 +6,13 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
-from kdnas.core.arch import Scalar
+from kdnas.core.arch import Arch, Scalar
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plugins import short_name
@@ -21,7 +21,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.losses import losses_spelled, stated_of
 from kdnas.study.teachers import teacher_problems
 from kdnas.study.tune import Tuned, TuneRange
-from kdnas.training.recipe import NUMERICS, Distillation, LossTerm, Recipe, with_training
+from kdnas.training.recipe import FRONT, NUMERICS, Distillation, LossTerm, Peer, Recipe, with_training
 
 LOSSES_KEY = "distillation.losses"
 """The losses as one setting: each value is a loss, or several joined by `+` (`kdnas.study.losses`)."""
@@ -100,11 +100,21 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, Scalar]) -> Recipe:
     return changed
 
 
-def final_recipe(config: StudyConfig, tuned: Mapping[str, Scalar]) -> Recipe:
-    """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution."""
+def final_recipe(config: StudyConfig, tuned: Mapping[str, Scalar], others: Iterable[Arch] = ()) -> Recipe:
+    """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution.
+
+    `others` are those that learn with it where that is the front. Raises ConfigError where there are none.
+    """
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(update=config.final_fidelity.training)
     distillation = config.final.distillation or recipe.distillation
+    if distillation.peers == FRONT:
+        peers = tuple(Peer(family=arch.family, choices=dict(arch.choices)) for arch in others)
+        if not peers:
+            raise ConfigError(
+                Problem("final.distillation.peers", "there is no front yet whose students learn together")
+            )
+        distillation = distillation.model_copy(update={"peers": peers})
     return recipe.model_copy(update={"training": training, "distillation": distillation})
 
 

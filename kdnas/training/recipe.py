@@ -98,6 +98,8 @@ RESERVED = {
     SELF: "the student itself",
 }
 """What cannot be a teacher's name, and what it is."""
+FRONT = "front"
+"""As `peers` of finalists: the other ones."""
 SOURCE_OF = {"peers": PEERS, "ema_teacher": EMA}
 """Settings of a distillation that speak of one source of outputs alone."""
 
@@ -137,7 +139,9 @@ class Peer(Section):
     choices: dict[str, bool | int | float | str]
 
 
-Others = Annotated[tuple[Peer, ...], Field(min_length=1, max_length=15)]
+MOST_PEERS = 16
+"""Students that learn together."""
+Others = Annotated[tuple[Peer, ...], Field(min_length=1, max_length=MOST_PEERS - 1)]
 
 
 class Distillation(Section):
@@ -153,11 +157,12 @@ class Distillation(Section):
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
     ensemble: Ensemble | None = later(None)
     """None: the mean of the probabilities."""
-    peers: Annotated[int, Field(ge=2, le=16)] | Others | None = later(None)
+    peers: Annotated[int, Field(ge=2, le=MOST_PEERS)] | Others | Literal["front"] | None = later(None)
     """How many students of a kind learn together where a loss is `of: peers` (Zhang et al., "Deep mutual learning",
     CVPR 2018): they begin at other weights and see the same batches, each learns of each other one, and the first is
     scored and kept. Or which others learn with each student: `[{family: resnet, choices: {...}}]`, as `kdnas front
-    --json` has those of a front. None: 2."""
+    --json` has those of a front, and in `final.distillation` `front`, the other finalists, each of which then costs
+    what all of them do. They begin as the student does. None: 2."""
     ema_teacher: Annotated[float, Field(gt=0.0, lt=1.0)] | None = later(None)
     """The decay of the moving average that losses `of: ema` learn of (Tarvainen and Valpola, "Mean teachers", NeurIPS
     2017). None: 0.999."""
@@ -226,7 +231,8 @@ class Distillation(Section):
     @property
     def further_peers(self) -> int:
         """How many students are trained together with each one."""
-        others = len(self.peers) if isinstance(self.peers, tuple) else (self.peers or 2) - 1
+        others = len(self.peers) if isinstance(self.peers, tuple) else 1
+        others = self.peers - 1 if isinstance(self.peers, int) else others
         return others if self.learns_of(PEERS) else 0
 
     @property

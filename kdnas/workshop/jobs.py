@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -178,9 +178,10 @@ def control_job(
     tuned: Mapping[str, Scalar],
     repeat: int,
     larger: LargerStudent | None = None,
+    others: Iterable[Arch] = (),
 ) -> Job:
     """Return retraining `repeat` of finalist `number` without its teacher: cross entropy alone, at weight 1."""
-    job = final_job(config, number, arch, tuned, repeat, larger)
+    job = final_job(config, number, arch, tuned, repeat, larger, None, others)
     task = labels_alone(config.distillation)
     return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}))
 
@@ -193,14 +194,16 @@ def final_job(
     repeat: int,
     larger: LargerStudent | None = None,
     way: Way | None = None,
+    others: Iterable[Arch] = (),
 ) -> Job:
     """Return retraining `repeat` of finalist `number`: another initialisation and other views each time.
 
-    Where finalists are nested it is cut out of `larger`; None of `way`: it is taught by its teacher.
+    Where finalists are nested it is cut out of `larger`; None of `way`: it is taught by its teacher. `others` learn
+    with it where the whole front learns together.
     """
     return Job(
         arch,
-        final_recipe(config, tuned),
+        final_recipe(config, tuned, others),
         init_seed=derive_seed(config.seed, "final", repeat, arch.arch_id),
         view_seed=derive_seed(config.seed, "final views", repeat),
         start=config.final_fidelity.start,

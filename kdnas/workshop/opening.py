@@ -547,12 +547,19 @@ class Workshop:
         family = sibling_family(self.family, arch.family)
         return (family.inherit(arch) if start in ("inherited", "nested") else family.build(arch)).to(self.device)
 
-    def peers(self, arch: Arch, distillation: Distillation, seed: int) -> list[nn.Module]:
-        """Return those that learn with a student of `arch` begun by `seed`: drawn anew, of its kind unless stated."""
+    def peers(self, arch: Arch, distillation: Distillation, start: Start, seed: int) -> list[nn.Module]:
+        """Return those that learn with a student of `arch`, which `seed` began at `start`: of its kind unless stated.
+
+        Others of its family begin where it does; its equals are drawn anew, which else would stay equal.
+        """
         archs = [arch] * distillation.further_peers
         if archs and isinstance(distillation.peers, tuple):
             archs = [sibling_family(self.family, peer.family).canonical(peer.choices) for peer in distillation.peers]
-        return [self.begin(each, "random", derive_seed(seed, "peer", place)) for place, each in enumerate(archs, 1)]
+        starts: list[Start] = [start if each.family == arch.family and each != arch else "random" for each in archs]
+        return [
+            self.begin(each, begun, derive_seed(seed, "peer", place))
+            for place, (each, begun) in enumerate(zip(archs, starts, strict=True), 1)
+        ]
 
     def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:
         """Return the student cut out of one of `larger`, whose trained weights a file holds, on the device.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 
 from kdnas.cli.main import main
 from kdnas.errors import ConfigError
 from kdnas.record.storage import load_run
 from kdnas.study.loading import load_study
+from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
+from kdnas.workshop.jobs import final_job
 
 
 def without_teacher(parent, losses):
@@ -49,6 +55,37 @@ def test_its_student_is_trained_in_full_and_again_from_its_file(run, tmp_path, c
     assert main(["train", str(tmp_path / "full/train.yaml"), "--out", str(tmp_path / "again")]) == 0
     first, again = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("full", "again"))
     assert first["score"] == again["score"]
+
+
+def test_the_front_learns_together(tmp_path, capsys):
+    """Each finalist is what it is when its peers are stated by hand, and the file of its training states them."""
+    study, out = without_teacher(tmp_path, "[]"), tmp_path / "run"
+    brief = ["budget.trials=6", "training.epochs=1", "final.epochs=1", "final.seeds=1", "final.control=false"]
+    learnt = "final.distillation={losses: [{type: kd, of: peers}], peers: %s}"
+    more = [learnt % "front", "final.max_students=3", "export.formats=[train_yaml]"]
+    assert (
+        main(["search", str(study), "--out", str(out), *(part for text in brief + more for part in ("--set", text))])
+        == 0
+    )
+    front = load_run(out).retrained
+    assert len(front) > 1
+    written = (out / "export/train.yaml").read_text()
+    exported = yaml.safe_load(written)
+    peers = exported["distillation"]["peers"]
+    (own,) = [trial for trial in front if trial.arch.choices == exported["arch"]["choices"]]
+    others = {trial.arch.arch_id: dict(trial.arch.choices) for trial in front if trial != own}
+    assert [peer["choices"] for peer in peers] == [others[name] for name in sorted(others)]
+    config = load_study(study, [*brief, learnt % json.dumps(peers)]).config
+    evaluator = open_evaluator(EvaluatorContext(
+        config, load_run(out).lock.space, out, study, Path(os.environ["KDNAS_CACHE"]), "cpu"))  # fmt: skip
+    by_hand = evaluator(dataclasses.replace(final_job(config, own.number, own.arch, {}, 0), checkpoint=None))
+    assert by_hand.values["accuracy"] == own.repeats[0].score
+    capsys.readouterr()
+    assert main(["compare", str(out), "--vary", "training.learning_rate=0.1,0.01", "--seeds", "1", "--dry-run"]) == 0
+    exported["distillation"]["peers"] = "front"
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(exported))
+    assert main(["train", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "full")]) == 2
+    assert "one student has no front" in capsys.readouterr().err
 
 
 def test_what_learns_of_a_teacher_cannot_be_compared(run, capsys):

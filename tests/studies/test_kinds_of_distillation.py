@@ -58,7 +58,7 @@ def trained(
     if losses is not None:
         distillation = Distillation.model_validate({"task_weight": 1.0, "losses": losses})
         recipe = recipe.model_copy(update={"distillation": distillation})
-    peers = workshop.peers(arch, recipe.distillation, 0)
+    peers = workshop.peers(arch, recipe.distillation, "random", 0)
     network = workshop.begin(arch, "random", 0)
     found = distil(
         network, workshop.teachers, workshop.train, workshop.validation, recipe,

@@ -247,6 +247,7 @@ UNSPELLED = [{"family": "resnet", "choices": {}}]
         ({"type": "kd", "of": "peers"}, {"start": "inherited"}, "peers that begin inherited are equal and stay so"),
         ({"type": "hint", "of": "peers"}, {"peers": OTHER}, "hint reads more than logits, and students of other kinds"),
         ({"type": "kd", "of": "peers"}, {"peers": UNSPELLED}, "distillation.peers.0.stem_width"),
+        ({"type": "kd", "of": "peers"}, {"peers": "front"}, "distillation.peers: only finalists have a front"),
         ({"type": "kd", "of": "ema"}, {"peers": OTHER}, "peers is stated, and no loss learns of it"),
         (
             {"type": "kd", "of": "ema"},

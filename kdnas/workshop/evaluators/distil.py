@@ -605,7 +605,7 @@ class Distil(Evaluator):
         job = student.job
         training = job.recipe.training.model_copy(update={"epochs": part.epochs})
         recipe = job.recipe.model_copy(update={"training": training})
-        peers = self.workshop.peers(job.arch, recipe.distillation, job.init_seed)
+        peers = self.workshop.peers(job.arch, recipe.distillation, job.start, job.init_seed)
         return Pupil(student.module, recipe, job.init_seed, student.curve, part.checkpoint, part.begin_from, peers)
 
     def _parts(self, job: Job) -> list[_Part]:
