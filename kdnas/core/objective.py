@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from kdnas.core.interval import share_interval
+from kdnas.errors import TrialError
 
 Direction = Literal["maximize", "minimize"]
 Kind = Literal["cheap", "measured", "trained"]
@@ -131,6 +132,13 @@ def unsound(name: str, value: float) -> str:
         a = "a fraction in 0..1" if SCORES[name].is_fraction else "a correlation in -1..1"
         return f"the {name} is {value:g}, not {a}"
     return ""
+
+
+def refuse_unmeasurable(values: Mapping[str, float]) -> None:
+    """Raise TrialError where a value can be none of its quantity: it would meet every constraint and top the front."""
+    for name, value in values.items():
+        if wrong := unsound(name, value):
+            raise TrialError(wrong)
 
 
 def score_named(name: str) -> Quantity | None:

@@ -25,7 +25,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.data import Data, ImageData
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement, Price
-from kdnas.core.objective import Quantity, score_named, unsound
+from kdnas.core.objective import Quantity, refuse_unmeasurable, score_named
 from kdnas.core.pairing import paired
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -35,7 +35,7 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
 from kdnas.datasets._text_files import find_text_files
-from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
+from kdnas.errors import ConfigError, DataError, Problem, TeacherError
 from kdnas.nn.ruling import LABEL_RULES
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
@@ -555,11 +555,11 @@ class Workshop:
         archs = [arch] * distillation.further_peers
         if archs and isinstance(distillation.peers, tuple):
             archs = [sibling_family(self.family, peer.family).canonical(peer.choices) for peer in distillation.peers]
-        starts: list[Start] = [start if each.family == arch.family and each != arch else "random" for each in archs]
-        return [
-            self.begin(each, begun, derive_seed(seed, "peer", place))
-            for place, (each, begun) in enumerate(zip(archs, starts, strict=True), 1)
-        ]
+        peers = []
+        for place, each in enumerate(archs, 1):
+            begun: Start = start if each.family == arch.family and each != arch else "random"
+            peers.append(self.begin(each, begun, derive_seed(seed, "peer", place)))
+        return peers
 
     def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:
         """Return the student cut out of one of `larger`, whose trained weights a file holds, on the device.
@@ -675,13 +675,6 @@ def load_data(config: Member, data_root: Path, cache: Path) -> Data:
     """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: Data = DATASETS.build(config.type, data_root, cache, **config.options)
     return data
-
-
-def refuse_unmeasurable(values: Mapping[str, float]) -> None:
-    """Raise TrialError where a value can be none of its quantity: it would meet every constraint and top the front."""
-    for name, value in values.items():
-        if wrong := unsound(name, value):
-            raise TrialError(wrong)
 
 
 def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.objective import Kind, Quantity
+from kdnas.core.objective import Kind, Quantity, refuse_unmeasurable
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
@@ -21,7 +21,6 @@ from kdnas.record.records import Result
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
 from kdnas.workshop.jobs import Job
-from kdnas.workshop.opening import refuse_unmeasurable
 
 
 @EVALUATORS.register
