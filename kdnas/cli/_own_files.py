@@ -93,7 +93,7 @@ def _data_at(root: Path, stated: str, texts: str) -> Chosen | None:
     if suffix == ".txt":
         return Chosen("text_corpus", {"train": stated})
     if suffix in _TABLES or (suffix == ".parquet" and texts):
-        return _rows({"train": stated}, texts)
+        return _rows({"train": stated}, texts, lists=_has_lists(path))
     if suffix in _TOKENS:
         return Chosen("token_files", {"train": stated})
     if suffix == ".npz":
@@ -105,9 +105,23 @@ def _data_at(root: Path, stated: str, texts: str) -> Chosen | None:
     return None
 
 
-def _rows(files: Mapping[str, str], texts: str) -> Chosen:
-    """Return what reads tables, by their use: rows of running text are a corpus, others have labels."""
-    return Chosen("text_corpus" if texts == "language_modelling" else "text_table", files)
+def _rows(files: Mapping[str, str], texts: str, *, lists: bool = False) -> Chosen:
+    """Return what reads tables, by their use: rows of running text are a corpus, others have labels, or are `lists`."""
+    labelled = "text_lists" if lists else "text_table"
+    return Chosen("text_corpus" if texts == "language_modelling" else labelled, files)
+
+
+def _has_lists(path: Path) -> bool:
+    """Return whether the first object of a .jsonl file has a list of texts in it, as candidates to rank are."""
+    if path.suffix.lower() != ".jsonl":
+        return False
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    cells = first.values() if isinstance(first, dict) else ()
+    return any(isinstance(cell, list) and len(cell) > 1 and all(isinstance(x, str) for x in cell) for cell in cells)
 
 
 def _folder(path: Path, stated: str, texts: str) -> Chosen:

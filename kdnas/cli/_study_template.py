@@ -242,6 +242,18 @@ OF_TEXTS = {
         latency=_OF_A_TEXT,
         space="texts_bert",
     ),
+    "text_ranking": KindOfWork(
+        samples="lists",
+        size="the texts' length",
+        size_option="length",
+        data="text_lists",
+        teacher="sequence_classifier",
+        shape="64x30522",
+        views=_TEXT_VIEWS,
+        cut=_CUT_OF_TEXTS,
+        latency=_OF_A_TEXT,
+        space="texts_bert",
+    ),
     "language_modelling": KindOfWork(
         samples="blocks",
         size="the blocks' length",

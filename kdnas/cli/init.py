@@ -40,6 +40,8 @@ _PLACEHOLDERS = {
     ("huggingface", "model"): "my_teacher",
     ("sequence_classifier", "model"): "my_teacher",
     ("causal_lm", "model"): "my_teacher",
+    ("text_lists", "train"): "my_lists.jsonl",
+    ("text_lists", "test_fraction"): 0.2,
     ("text_table", "train"): "my_texts.csv",
     ("text_table", "test_fraction"): 0.2,
     ("text_folder", "path"): "my_texts",

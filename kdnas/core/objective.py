@@ -109,10 +109,12 @@ SPEARMAN = Quantity("spearman", "correlation", "maximize", "trained")
 """The correlation of the ranks of numbers predicted and numbers true."""
 PEARSON = Quantity("pearson", "correlation", "maximize", "trained")
 """The correlation of the numbers themselves."""
-OF_CLASSES, OF_VALUES = (ACCURACY, F1, MATTHEWS), (SPEARMAN, PEARSON)
-"""What is known of answers that are classes, and of those that are numbers; the first is the usual one."""
+MRR = Quantity("mrr", "fraction", "maximize", "trained")
+"""The mean over lists of 1 / the rank of the right candidate (Voorhees, TREC-8 1999)."""
+OF_CLASSES, OF_VALUES, OF_LISTS = (ACCURACY, F1, MATTHEWS), (SPEARMAN, PEARSON), (ACCURACY, MRR)
+"""What is known of answers that are classes, of those that are numbers, and of ranked lists; the first is usual."""
 _RANGES = {ACCURACY.unit: (0.0, 1.0), PERPLEXITY.unit: (1.0, math.inf), MATTHEWS.unit: (-1.0, 1.0)}
-SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY, *OF_CLASSES[1:], *OF_VALUES)}
+SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY, *OF_CLASSES[1:], *OF_VALUES, MRR)}
 """What tasks are scored by, by name."""
 
 _NEVER_NEGATIVE = {

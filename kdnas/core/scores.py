@@ -1,4 +1,4 @@
-"""How good answers are: what is known of classes, and of numbers.
+"""How good answers are: what is known of classes, of numbers, and of ranks.
 
 The definitions are scikit-learn's and scipy's. What they leave undefined is 0: an answer that never changes goes
 together with nothing.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kdnas.core.objective import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN
+from kdnas.core.objective import ACCURACY, F1, MATTHEWS, MRR, PEARSON, SPEARMAN
 
 
 def scores_of_classes(right: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
@@ -44,6 +44,22 @@ def scores_of_values(predicted: np.ndarray, true: np.ndarray) -> Mapping[str, fl
     if not np.isfinite(predicted).all():
         return {SPEARMAN.name: math.nan, PEARSON.name: math.nan}
     return {SPEARMAN.name: _correlation(_ranks(predicted), _ranks(true)), PEARSON.name: _correlation(predicted, true)}
+
+
+def scores_of_ranks(better: np.ndarray, equal: np.ndarray) -> Mapping[str, float]:
+    """Return the share of N lists whose right candidate is first, and the mean reciprocal rank, by name.
+
+    Candidates of equal score stand in every order alike often: one score for all is right as often as chance is.
+
+    Args:
+        better: [N], how many candidates of each list have a higher score than the right one.
+        equal: [N], how many have its score, itself counted. None has where the scores are not numbers: NaN.
+    """
+    if not (equal > 0).all():
+        return {ACCURACY.name: math.nan, MRR.name: math.nan}
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int((better + equal).max()) + 1))])
+    reciprocal = (harmonic[better + equal] - harmonic[better]) / equal
+    return {ACCURACY.name: float(((better == 0) / equal).mean()), MRR.name: float(reciprocal.mean())}
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -75,6 +75,19 @@ class TaskSpec:
     """Of several tasks on one sample: what each asks, whose targets [N, P] stand in this order; empty: of one task."""
     partly: bool = False
     """Whether some samples have no label: their target is `UNLABELLED`."""
+    candidates: int = 0
+    """K where a sample is a list [K, ...]: a network takes and scores one candidate, and its K scores are the sample's
+    logits [B, K]. 0: a sample is what a network takes."""
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """What stands before the shape of an input in that of a sample: (K,) of lists."""
+        return (self.candidates,) if self.candidates else ()
+
+    @property
+    def logits(self) -> int:
+        """Logits of a prediction: as many as a network's outputs, or the scores of a list."""
+        return self.candidates or self.outputs
 
     @property
     def scores(self) -> tuple[Quantity, ...]:
@@ -94,12 +107,13 @@ class TaskSpec:
     @property
     def numbers(self) -> int:
         """How many numbers a sample's inputs have."""
-        return sum(math.prod(taken.shape) for taken in self.inputs)
+        return math.prod(self.listed) * sum(math.prod(taken.shape) for taken in self.inputs)
 
     @property
     def positions(self) -> int:
-        """How many places of a sample a network works on: pixels of an image, tokens of a sequence."""
-        return math.prod(self.inputs[0].shape[1:] if self.inputs[0].kind == "pixels" else self.inputs[0].shape)
+        """How many places of a sample a network works on: pixels of an image, tokens of a sequence or of a list."""
+        first = self.inputs[0]
+        return math.prod((*self.listed, *(first.shape[1:] if first.kind == "pixels" else first.shape)))
 
     def at(self, size: int) -> TaskSpec:
         """Return the task of the same samples brought to `size` pixels high, or tokens long."""

@@ -1,13 +1,13 @@
 """Texts as tokens: sequences of any length in one array, seen as the padded rows that a network takes.
 
-Shapes: N samples, S tokens of all of them, T the longest that a network is given.
+Shapes: N samples, S tokens of all of them, T the longest that a network is given, K candidates of a list.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kdnas.core.data import Data
-from kdnas.core.objective import ACCURACY, OF_CLASSES, OF_VALUES, PERPLEXITY, SPEARMAN, Quantity
+from kdnas.core.objective import ACCURACY, OF_CLASSES, OF_LISTS, OF_VALUES, PERPLEXITY, SPEARMAN, Quantity
 from kdnas.core.task import Input, TaskSpec
 
 TEXT_CLASSIFICATION, TEXT_REGRESSION = "text_classification", "text_regression"
+TEXT_RANKING = "text_ranking"
 LANGUAGE_MODELLING = "language_modelling"
 BYTES_PER_TOKEN = "bytes_per_token"
 """Of the text that is scored and of the test text."""
@@ -43,6 +44,15 @@ def text_regression(length: int, vocabulary: int, *, pairs: bool = False) -> Tas
     return TaskSpec(TEXT_REGRESSION, _inputs(length, vocabulary, pairs), 1, 1, SPEARMAN, "texts")
 
 
+def text_ranking(length: int, vocabulary: int, candidates: int) -> TaskSpec:
+    """Return the task of scoring the right one of `candidates` texts highest that answer a query.
+
+    A network takes the query and one candidate as a pair (`text_classification`), and gives one number, its score.
+    """
+    lists = TaskSpec(TEXT_RANKING, _inputs(length, vocabulary, True), 1, 1, ACCURACY, "lists")
+    return replace(lists, candidates=candidates)
+
+
 def _inputs(length: int, vocabulary: int, pairs: bool) -> tuple[Input, ...]:
     inputs = [Input("tokens", (length,), "tokens", vocabulary), Input("mask", (length,), "mask", 2)]
     return (*inputs, *([Input("segments", (length,), "tokens", 2)] if pairs else []))
@@ -61,9 +71,10 @@ def bits_per_byte(perplexity: float, bytes_per_token: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """N sequences in one array: sequence n is `values[starts[n] : stops[n]]`.
+    """N sequences in one array: sequence n is `values[starts[n] : stops[n]]`; or N lists of K sequences.
 
-    `values` [S] are unsigned whole numbers, perhaps a read-only memory map; `starts` and `stops` are int64 [N].
+    `values` [S] are unsigned whole numbers, perhaps a read-only memory map; `starts` and `stops` are int64 [N], or
+    [N, K].
     """
 
     values: np.ndarray
@@ -76,17 +87,21 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """What stands in the place of an array [N, T] of sequences, whose rows are made when they are asked for."""
+    """What stands in the place of an array [N, T] of sequences, or [N, K, T], whose rows are made when asked for."""
 
     sequences: Sequences
     length: int
     dtype: ClassVar[np.dtype[Any]]
-    ndim: ClassVar[int] = 2
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, T)."""
-        return len(self.sequences), self.length
+    def shape(self) -> tuple[int, ...]:
+        """(N, T), or (N, K, T)."""
+        return *self.sequences.starts.shape, self.length
+
+    @property
+    def ndim(self) -> int:
+        """2, or 3 of lists."""
+        return len(self.shape)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -94,7 +109,7 @@ class _Rows:
     @property
     def nbytes(self) -> int:
         """Of the rows, made."""
-        return len(self) * self.length * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         made: np.ndarray = self[slice(None)]
@@ -106,7 +121,7 @@ class _Rows:
         return self._made(self.sequences.starts[rows], self.sequences.stops[rows])
 
     def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Return the rows [n, T] of the sequences that start and stop there, int64 [n]."""
+        """Return the rows [n, T], or [n, K, T], of the sequences that start and stop there, int64 [n] or [n, K]."""
         raise NotImplementedError
 
 
@@ -119,9 +134,9 @@ class Padded(_Rows):
 
     def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         columns = np.arange(self.length)
-        there = columns < (stops - starts)[:, None]
+        there = columns < (stops - starts)[..., None]
         made = np.full(there.shape, self.fill, dtype=self.dtype)
-        made[there] = self.sequences.values[(starts[:, None] + columns)[there]]
+        made[there] = self.sequences.values[(starts[..., None] + columns)[there]]
         return made
 
 
@@ -132,7 +147,7 @@ class Mask(_Rows):
     dtype = np.dtype(np.uint8)
 
     def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        return (np.arange(self.length) < (stops - starts)[:, None]).astype(self.dtype)
+        return (np.arange(self.length) < (stops - starts)[..., None]).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,19 @@ class TextData(TokenData):
         if self.predicts_values:
             return self.put_to(text_regression(self.length, self.vocabulary, pairs=pairs))
         return self.put_to(text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs))
+
+
+@dataclass(frozen=True)
+class RankingData(TextData):
+    """Queries with lists of K candidates each, [N, K, T], of which one is right: its place is the target, int64 [N]."""
+
+    poses: ClassVar[str] = TEXT_RANKING
+    scores: ClassVar[tuple[Quantity, ...]] = OF_LISTS
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """Text ranking."""
+        return self.put_to(text_ranking(self.length, self.vocabulary, self.train.inputs["tokens"].shape[1]))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _TERMINAL_CODES = re.compile(
 
 
 _LABELS = {"macs": "MACs", "params": "parameters", "f1": "macro F1", "matthews": "Matthews correlation"}
-_LABELS |= {"spearman": "Spearman correlation", "pearson": "Pearson correlation"}
+_LABELS |= {"spearman": "Spearman correlation", "pearson": "Pearson correlation", "mrr": "mean reciprocal rank"}
 UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}
 """By the end of a quantity's name: its unit."""
 

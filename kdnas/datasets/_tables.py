@@ -6,6 +6,7 @@ What the user does not state is found: delimiter, header, and columns of the usu
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from collections import Counter
@@ -27,6 +28,8 @@ OBJECTS, COLUMNAR = (".jsonl", ".ndjson", ".json"), (".parquet", ".arrow")
 FORMATS = (".csv", ".tsv", ".txt", *OBJECTS, *COLUMNAR)
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEXTS = ("text", "sentence", "review", "content", "document", "question", "query")
+_ASKING = ("query", "question", "context", "ctx", "prompt")
+_ANSWERING = ("candidates", "endings", "choices", "options", "passages", "documents")
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "stars")
 _DELIMITERS = (",", "\t", ";", "|")
 _MOST = 0.8
@@ -50,11 +53,16 @@ class Reading:
     encoding: str | None = None
     header: bool | None = None
     quoting: bool | None = None
+    lists: bool = False
+    """Whether a row has a query with a list of candidates: in columns of their own, or a column that holds lists."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: where it stands, its one or two texts (None: empty), its label as the file gives it (None: empty)."""
+    """One row: where it stands, its one or two texts (None: empty), its label as the file gives it (None: empty).
+
+    Where rows are lists, its texts are the query and the candidates.
+    """
 
     where: str
     texts: tuple[str | None, ...]
@@ -97,6 +105,7 @@ def read_table(file: TextFile, reading: Reading, found: Found, problems: Problem
 class _Columns:
     texts: tuple[int, ...]
     label: int
+    lists: bool = False
 
 
 def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
@@ -107,14 +116,20 @@ def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
     wanted = reading.text
     spelled = {name.lower(): name for name in reversed(names)}
     if wanted is None:
-        pairs = [tuple(spelled[name] for name in pair) for pair in _PAIRS if spelled.keys() >= {*pair}]
-        singles = [(spelled[name],) for name in _TEXTS if name in spelled]
+        usual = itertools.product(_ASKING, _ANSWERING) if reading.lists else _PAIRS
+        pairs = [tuple(spelled[name] for name in pair) for pair in usual if spelled.keys() >= {*pair}]
+        singles = [(spelled[name],) for name in _TEXTS if name in spelled and not reading.lists]
         options: list[tuple[str, ...]] = pairs or [*singles]
         if len(options) == 1:
             wanted = options[0]
         else:
-            what = "several columns may be the text" if options else "no column is called as a text usually is"
-            problems.append(Problem(f"{where}: text_column", what, _listed(names)))
+            one, option = ("text", "text_column")
+            if reading.lists:
+                one, option = "query and its candidates", "query_column and candidates"
+            called = "no columns are called as a query and its candidates usually are"
+            none = called if reading.lists else "no column is called as a text usually is"
+            what = f"several columns may be the {one}" if options else none
+            problems.append(Problem(f"{where}: {option}", what, _listed(names)))
     label = reading.label
     if label is None:
         likely = [spelled[name] for name in _LABELS if name in spelled]
@@ -137,7 +152,7 @@ def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
             problems.append(Problem(where, f"has no column {column!r}", _listed(names)))
     if problems:
         raise DataError(problems)
-    return _Columns(tuple(places[:-1]), places[-1])
+    return _Columns(tuple(places[:-1]), places[-1], reading.lists)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -146,7 +161,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _row(where: str, cells: Sequence[Any], columns: _Columns) -> Row:
-    return Row(where, tuple(_text(cells[place]) for place in columns.texts), plain_label(cells[columns.label]))
+    texts: list[str | None] = []
+    for number, place in enumerate(columns.texts):
+        listed = columns.lists and number and isinstance(cells[place], list)
+        texts += map(_text, cells[place] if listed else [cells[place]])
+    return Row(where, tuple(texts), plain_label(cells[columns.label]))
 
 
 def plain_label(label: Any) -> Any:
@@ -390,15 +409,14 @@ def _json_rows(file: TextFile, reading: Reading, found: Found, problems: Problem
         if absent:
             problems.add(f"{where}: line {number}", f"has no {', '.join(absent)}", _listed(list(item)))
             continue
-        yield from _checked_row(
-            f"{where}: line {number}", [item[name] for name in wanted], len(columns.texts), problems
-        )
+        yield from _checked_row(f"{where}: line {number}", [item[name] for name in wanted], columns.lists, problems)
 
 
-def _checked_row(where: str, cells: list[Any], texts: int, problems: Problems) -> Iterator[Row]:
+def _checked_row(where: str, cells: list[Any], lists: bool, problems: Problems) -> Iterator[Row]:
     """Yield the row of these cells, texts first, unless its text is none, which is added to `problems`."""
+    label = len(cells) - 1
     try:
-        yield _row(where, cells, _Columns(tuple(range(texts)), texts))
+        yield _row(where, cells, _Columns(tuple(range(label)), label, lists))
     except ValueError as error:
         problems.add(where, str(error), "a text")
 
@@ -454,5 +472,5 @@ def _arrow_rows(file: TextFile, reading: Reading, found: Found, problems: Proble
     number = 0
     for _, _, cells in arrow_batches(file, wanted):
         for row in zip(*(cells[name] for name in wanted), strict=True):
-            yield from _checked_row(f"{where}: row {number}", list(row), len(columns.texts), problems)
+            yield from _checked_row(f"{where}: row {number}", list(row), columns.lists, problems)
             number += 1

@@ -20,7 +20,11 @@ _MISSING = frozenset({"na", "n/a", "nan", "null", "<na>"})
 
 
 def doubts(
-    digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int]
+    digests: Sequence[bytes],
+    labels: np.ndarray,
+    names: Sequence[str],
+    counts: Mapping[str, int],
+    samples: str = "texts",
 ) -> Iterator[str]:
     """Yield what the user should know of texts, compared by their digests, with these labels [N].
 
@@ -29,8 +33,9 @@ def doubts(
         labels: Classes, int64, or numbers.
         names: Of the classes; none where labels are numbers.
         counts: How many texts each split has, in their order.
+        samples: What they are called.
     """
-    yield from _repeated(digests, labels, names, counts)
+    yield from _repeated(digests, labels, counts, samples)
     yield from _odd_names(names)
     if len(names) * _FEW_OF_EACH > len(labels) and len(names) > _LISTED:
         yield (
@@ -39,23 +44,21 @@ def doubts(
         )
 
 
-def _repeated(
-    digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int]
-) -> Iterator[str]:
+def _repeated(digests: Sequence[bytes], labels: np.ndarray, counts: Mapping[str, int], samples: str) -> Iterator[str]:
     splits = iter(counts.items())
     split, first = next(splits)
     known = set(digests[:first])
     twice = first - len(known)
     if twice and not counts.get("validation"):
         yield (
-            f"{twice:,} of {first:,} {split}ing texts repeat others: validation texts that are drawn from them are "
+            f"{twice:,} of {first:,} {split}ing {samples} repeat others: validation {samples} drawn from them are "
             "trained on as well"
         )
     for split, count in splits:
         last = first + count
         twice = sum(digest in known for digest in digests[first:last])
         if twice:
-            yield f"{twice:,} of {last - first:,} {split} texts are training texts as well"
+            yield f"{twice:,} of {last - first:,} {split} {samples} are training {samples} as well"
         known |= set(digests[first:last])
         first = last
     of_text: dict[bytes, set[float]] = {}
@@ -63,7 +66,8 @@ def _repeated(
         of_text.setdefault(digest, set()).add(label)
     torn = sum(len(found) > 1 for found in of_text.values())
     if torn:
-        yield f"{counted(torn, 'text')} {'has' if torn == 1 else 'have'} different labels in different rows"
+        one = counted(torn, samples.removesuffix("s"))
+        yield f"{one} {'has' if torn == 1 else 'have'} different labels in different rows"
 
 
 def _odd_names(names: Sequence[str]) -> Iterator[str]:

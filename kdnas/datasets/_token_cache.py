@@ -2,12 +2,13 @@
 
     <cache>/datasets/<key>/tokens.bin     uint16 or uint32 [S], the tokens of all texts end to end
                            segments.bin   uint8 [S], which of two texts each belongs to; pairs only
-                           places.npy     int64 [N, 2], where each text starts and stops
-                           labels.npy     int64 [N], classes, or float32 [N], numbers to be predicted
+                           places.npy     int64 [N, 2], where each text starts and stops; of lists [N, K, 2]
+                           labels.npy     int64 [N], classes or places, or float32 [N], numbers to be predicted
                            tokenizer/     as `AutoTokenizer.from_pretrained` opens it
                            meta.json      names, counts, lengths, fingerprint, notes
 
-The key is a hash of the files, the tokenizer and how they are read. N: training, stated validation, then test texts.
+Of lists each text is a query with one of its K candidates. The key is a hash of the files, the tokenizer and how they
+are read. N: training, stated validation, then test texts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,23 +28,27 @@ import numpy as np
 from pydantic import Field
 
 from kdnas.core.data import Samples
-from kdnas.core.text import Mask, Padded, Sequences, TextData
+from kdnas.core.text import Mask, Padded, RankingData, Sequences, TextData
 from kdnas.core.words import counted, escaped
 from kdnas.datasets._entries import META, content_hash, kept_entry
-from kdnas.datasets._inputs import Problems, carve_test, class_name_problems
+from kdnas.datasets._inputs import Problems, carve_test, class_name_problems, name_of
 from kdnas.datasets._labels import DeclaredLabels, by_name, label_mistake, numbered
-from kdnas.datasets._tables import Found, Row
+from kdnas.datasets._tables import Found, Reading, Row, read_table
 from kdnas.datasets._text_content import doubts
+from kdnas.datasets._text_files import find_table_files
 from kdnas.errors import DataError, Problem
 from kdnas.registry import Section
 from kdnas.tokenizing import Purpose, Tokenizer, token_dtype, train_tokenizer
 
 Length = Annotated[int, Field(ge=4, le=1 << 20)]
+Files = str | tuple[str, ...]
+"""An option: a file or pattern, or several."""
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LabelKind = Literal["classes", "values"]
 """An option: what the labels of texts are, classes or numbers to be predicted."""
 
+_PUT = "the tables of a text data set (.csv, .tsv, .jsonl, .parquet, .arrow)"
 _FORMAT = 3
 _TEXTS = 1024
 _USUAL_LENGTH = 512
@@ -87,6 +92,8 @@ class Reader:
     class_names: tuple[str, ...] | None = None
     labels: LabelKind | None = None
     """What labels are; None: numbers to be predicted where one has a fraction, else classes."""
+    lists: bool = False
+    """Whether a row is a query with candidates, and its label the place of the right one."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the samples in addition to the files. Raises DataError where there is no tokenizer."""
@@ -96,7 +103,27 @@ class Reader:
             "test_fraction": self.test_fraction,
             "class_names": self.class_names,
             **({} if self.labels is None else {"labels": self.labels}),
+            **({"lists": True} if self.lists else {}),
         }
+
+
+def table_source(data_root: Path, stated: Mapping[Split, Files | None], reading: Reading) -> Source:
+    """Return the rows of the tables that are `stated` of each split. Raises DataError where one is not there."""
+    files = {
+        split: [] if names is None else find_table_files(data_root, names, _PUT) for split, names in stated.items()
+    }
+
+    def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
+        for file in files[split]:
+            yield from read_table(file, reading, found, problems)
+
+    every = [file for split in files.values() for file in split]
+    return Source(
+        name_of(every[0].shown, data_root),
+        {"files": {name: [file.identity for file in split] for name, split in files.items()}, "reading": str(reading)},
+        rows,
+        sum({file.path: file.size for file in every}.values()),
+    )
 
 
 def spelled_out(option: TokenizerOption) -> str | TrainedTokenizer:
@@ -201,6 +228,8 @@ class _Making:
     places: list[tuple[int, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    candidates: int = 0
+    """Of the first list."""
     cut: int = 0
     longest: int = 0
     text_bytes: int = 0
@@ -216,11 +245,11 @@ class _Making:
         segments = TokenWriter(self.work / "segments.bin", np.dtype(np.uint8), 0, self.cache)
         counts: dict[str, int] = {}
         for split in SPLITS:
-            before = len(self.places)
+            before = len(self.wheres)
             rows = self.source.rows(split, self.found, self.problems)
             while chunk := list(islice(rows, _TEXTS)):
                 self._tokenise(chunk, tokenizer, limit, writer, segments)
-            counts[split] = len(self.places) - before
+            counts[split] = len(self.wheres) - before
         writer.close()
         segments.close()
         if not self.problems.count and not counts["train"]:
@@ -228,18 +257,27 @@ class _Making:
             self.problems.add(self.source.name, f"there are no training texts{empty}")
         self.problems.raise_if_any()
         values = _as_numbers(self.labels.values)
-        of_numbers = self._are_values(values)
-        labels, names, notes = (self._values(values), (), []) if of_numbers else self._numbered(values)
+        of_lists = self.reader.lists
+        of_numbers = not of_lists and self._are_values(values)
+        names: tuple[str, ...] = ()
+        notes: list[str] = []
+        if of_lists:
+            labels = self._of_lists(values)
+        elif of_numbers:
+            labels = self._values(values)
+        else:
+            labels, names, notes = self._numbered(values)
         order = np.arange(len(labels))
         if self.reader.test_fraction is not None:
-            alike = np.zeros(counts["train"], dtype=np.int64) if of_numbers else labels[: counts["train"]]
+            alike = labels[: counts["train"]] if names else np.zeros(counts["train"], dtype=np.int64)
             tests = carve_test(alike, self.reader.test_fraction)
             order = np.concatenate([np.flatnonzero(~tests), order[counts["train"] :], np.flatnonzero(tests)])
             counts |= {"train": int((~tests).sum()), "test": int(tests.sum())}
-        places = np.array(self.places, dtype=np.int64).reshape(-1, 2)[order]
+        listed = (self.candidates,) if of_lists else ()
+        places = np.array(self.places, dtype=np.int64).reshape(-1, *listed, 2)[order]
         labels = labels[order]
         trained = counts["train"] + counts["validation"]
-        check = _check_values if of_numbers else _check_labels
+        check = _check_lists if of_lists else _check_values if of_numbers else _check_labels
         check(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
         if (self.work / "segments.bin").stat().st_size == 0:
             (self.work / "segments.bin").unlink()
@@ -247,7 +285,7 @@ class _Making:
         np.save(self.work / "labels.npy", labels)
         length = limit if self.reader.length else min(limit, -(-self.longest // _MULTIPLE) * _MULTIPLE)
         meta = {
-            "kind": "texts",
+            "kind": "lists" if of_lists else "texts",
             "name": self.source.name,
             "class_names": list(names),
             "train_count": trained,
@@ -261,7 +299,7 @@ class _Making:
                 *self.found.notes,
                 *notes,
                 *self._notes(tokenizer, limit),
-                *doubts([self.digests[place] for place in order], labels, names, counts),
+                *doubts([self.digests[place] for place in order], labels, names, counts, _called(of_lists)),
             ],
         }
         files = [self.work / name for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy")]
@@ -275,34 +313,71 @@ class _Making:
     def _tokenise(
         self, chunk: list[Row], tokenizer: Tokenizer, limit: int, writer: TokenWriter, segments: TokenWriter
     ) -> None:
-        whole: list[Row] = []
-        for row in chunk:
-            if None in row.texts:
-                self.empty.append(row.where)
-            elif row.label is None or isinstance(row.label, list | dict):
-                self.problems.add(row.where, "has no label" if row.label is None else "its label is no single value")
-            else:
-                whole.append(row)
-        if not whole:
-            return
-        pairs = len(whole[0].texts) == 2
-        texts: Any = [row.texts if pairs else row.texts[0] for row in whole]
-        for row, encoded in zip(whole, tokenizer.encode(texts, limit), strict=True):
-            if not encoded.ids:
+        whole = [row for row in chunk if self._is_whole(row)]
+        read: list[Any] = [self._read_together(row) for row in whole]
+        encoded = iter(tokenizer.encode(list(chain.from_iterable(read)), limit))
+        for row, together in zip(whole, read, strict=True):
+            texts = list(islice(encoded, len(together)))
+            if not all(text.ids for text in texts):
                 self.empty.append(row.where)
                 continue
-            self.places.append((writer.count, writer.count + len(encoded.ids)))
-            writer.extend(encoded.ids)
-            if pairs:
-                segments.extend(encoded.segments)
-            self.cut += encoded.cut
-            self.longest = max(self.longest, len(encoded.ids))
+            for text in texts:
+                self.places.append((writer.count, writer.count + len(text.ids)))
+                writer.extend(text.ids)
+                if len(row.texts) > 1:
+                    segments.extend(text.segments)
+                self.cut += text.cut
+                self.longest = max(self.longest, len(text.ids))
             self.labels.append(row.label, Path(row.where.rpartition(": ")[0]))
             self.wheres.append(row.where)
             joined = "\0".join(map(str, row.texts)).encode("utf-8", "surrogatepass")
             self.text_bytes += len(joined)
             self.digests.append(hashlib.blake2b(joined, digest_size=8).digest())
         writer.check_room(self.text_bytes)
+
+    def _is_whole(self, row: Row) -> bool:
+        """Return whether a row makes a sample; why it does not is noted, or a problem."""
+        if self.reader.lists and (wrong := self._wrong_list(row.texts)):
+            self.problems.add(row.where, *wrong)
+        elif None in row.texts:
+            self.empty.append(row.where)
+        elif row.label is None or isinstance(row.label, list | dict):
+            self.problems.add(row.where, "has no label" if row.label is None else "its label is no single value")
+        else:
+            return True
+        return False
+
+    def _wrong_list(self, texts: Sequence[str | None]) -> tuple[str, str] | None:
+        """Return (what is wrong with a query and its candidates, what is allowed), or None."""
+        query, *candidates = texts
+        self.candidates = self.candidates or len(candidates)
+        if query is None:
+            return "its query is empty", "a text"
+        if len(candidates) < 2:
+            return f"has {counted(len(candidates), 'candidate')}, and there is nothing to rank", "two or more"
+        if len(candidates) != self.candidates:
+            return f"has {len(candidates)} candidates, the first list {self.candidates}", "as many in every list"
+        if None in candidates:
+            return f"its candidate {candidates.index(None)}, counted from 0, is empty", "a text"
+        return None
+
+    def _read_together(self, row: Row) -> Sequence[Any]:
+        """Return what of a row the tokenizer reads at a time: its text, its two, or the query with each candidate."""
+        if self.reader.lists:
+            return [(row.texts[0], candidate) for candidate in row.texts[1:]]
+        return [row.texts if len(row.texts) == 2 else row.texts[0]]
+
+    def _of_lists(self, values: Sequence[Any]) -> np.ndarray:
+        """Return the places of the right candidates as int64 [N]. Raises DataError naming those that are none."""
+        whole = [label for label in values if isinstance(label, int)]
+        from_one = len(whole) == len(values) and min(whole) == 1 and max(whole) == self.candidates
+        for label, where in zip(values, self.wheres, strict=True):
+            if not isinstance(label, int) or not 0 <= label < self.candidates:
+                hint = " (they seem to count from 1, and count from 0 here)" if from_one else ""
+                what = f"its label is {escaped(str(label)[:40])}, the place of none of its candidates{hint}"
+                self.problems.add(where, what, f"0 to {self.candidates - 1}")
+        self.problems.raise_if_any()
+        return np.array(values, dtype=np.int64)
 
     def _are_values(self, values: Sequence[Any]) -> bool:
         """Return whether labels are numbers to be predicted. Raises DataError where they cannot be."""
@@ -347,9 +422,14 @@ class _Making:
             listed = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
             yield f"{counted(len(self.empty), 'empty text')} left out: {listed}"
         if self.cut:
-            yield f"{self.cut:,} of {len(self.places):,} texts are longer than {limit} tokens: their ends are cut off"
+            read = "queries with a candidate" if self.reader.lists else "texts"
+            yield f"{self.cut:,} of {len(self.places):,} {read} are longer than {limit} tokens: their ends are cut off"
         if tokenizer.pad is None:
             yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
+
+
+def _called(lists: bool) -> str:
+    return "lists" if lists else "texts"
 
 
 _NUMBER = re.compile(r"[+-]?(((0|[1-9]\d*)([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
@@ -409,6 +489,14 @@ def _check_values(
         raise DataError(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
 
 
+def _check_lists(
+    name: str, labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int], wheres: Sequence[str]
+) -> None:
+    """Raise DataError where lists leave the test split empty."""
+    if not counts["test"]:
+        raise DataError(Problem(f"{name}: test", "there are no test lists", "`test` or `test_fraction`"))
+
+
 def mapped(path: Path, dtype: str, count: int) -> np.ndarray:
     """Return the array [count] in the file at `path` as a memory map. Raises ValueError where it is of another size."""
     kind = np.dtype(dtype)
@@ -421,13 +509,13 @@ def open_texts(folder: Path) -> TextData | None:
     """Return the entry in `folder`; None where there is none or it is damaged."""
     try:
         meta = json.loads((folder / META).read_text())
-        if meta.get("kind") != "texts":
+        if meta.get("kind") not in ("texts", "lists"):
             return None
         tokens = mapped(folder / "tokens.bin", meta["dtype"], meta["tokens"])
         places = np.load(folder / "places.npy", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         train, length, pad = meta["train_count"], meta["length"], meta["pad"]
-        starts, stops = places[:, 0], places[:, 1]
+        starts, stops = places[..., 0], places[..., 1]
         whole = len(labels) == len(places) and 0 < train < len(labels) and (starts < stops).all()
         if not whole or starts.min() < 0 or stops.max() > len(tokens) or not (folder / "tokenizer").is_dir():
             return None
@@ -441,7 +529,8 @@ def open_texts(folder: Path) -> TextData | None:
                 inputs["segments"] = Padded(Sequences(segments, starts[part], stops[part]), length)
             return Samples(inputs, labels[part])
 
-        return TextData(
+        of_kind = RankingData if meta["kind"] == "lists" else TextData
+        return of_kind(
             name=meta["name"],
             class_names=tuple(meta["class_names"]),
             train=samples(slice(0, train)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +9,10 @@ from pydantic import Field
 
 from kdnas.core.text import TextData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._inputs import Problems, TestFraction, name_of
-from kdnas.datasets._tables import Column, Found, Reading, Row, read_table
-from kdnas.datasets._text_files import find_table_files
-from kdnas.datasets._token_cache import LabelKind, Length, Reader, Source, Split, TokenizerOption, cached_texts
+from kdnas.datasets._inputs import TestFraction
+from kdnas.datasets._tables import Column, Reading
+from kdnas.datasets._token_cache import Files, LabelKind, Length, Reader, TokenizerOption, cached_texts, table_source
 from kdnas.errors import ConfigError
-
-_PUT = "the tables of a text data set (.csv, .tsv, .jsonl, .parquet, .arrow)"
-Files = str | tuple[str, ...]
 
 
 @DATASETS.register
@@ -74,20 +69,5 @@ def text_table(
         raise ConfigError("text_table: give either `test` or `test_fraction`")
     text = None if text_column is None else text_column if isinstance(text_column, tuple) else (text_column,)
     reading = Reading(text, label_column, delimiter, encoding, header, quoting)
-    stated: dict[Split, Files | None] = {"train": train, "validation": validation, "test": test}
-    files = {
-        split: [] if names is None else find_table_files(data_root, names, _PUT) for split, names in stated.items()
-    }
-
-    def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
-        for file in files[split]:
-            yield from read_table(file, reading, found, problems)
-
-    every = [file for split in files.values() for file in split]
-    source = Source(
-        name_of(every[0].shown, data_root),
-        {"files": {name: [file.identity for file in split] for name, split in files.items()}, "reading": str(reading)},
-        rows,
-        sum({file.path: file.size for file in every}.values()),
-    )
+    source = table_source(data_root, {"train": train, "validation": validation, "test": test}, reading)
     return cached_texts(source, cache, Reader(tokenizer, data_root, length, test_fraction, class_names, labels))

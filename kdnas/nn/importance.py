@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, in_order, named_tensors, outputs
 from kdnas.nn.strided import thinned_first
+from kdnas.nn.taps import text_mask
 
 Method = Literal["activation", "taylor", "l1"]
 DepthMethod = Literal["divergence", "influence", "even"]
@@ -78,7 +79,7 @@ def rank(
         influence = _Influence(network, anatomy.depths if depth == "influence" else ())
         with meters.watching(), influence.watching():
             for inputs, labels in batches:
-                meters.mask = influence.mask = None if mask is None else inputs[mask]
+                meters.mask = influence.mask = text_mask(in_order(inputs), mask)
                 meters.run(network if through is None else through, inputs, labels)
         scores = meters.scores() | influence.scores()
         if depth == "divergence" and batches:

@@ -1,15 +1,23 @@
 """What stands before networks that read tokens, and between their answers and logits.
 
-Shapes: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary, K candidates of a list, or classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def by_candidate(network: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return what `network` gives for texts, inputs [B, T]; for lists [B, K, T] the score of each candidate, [B, K]."""
+    if inputs[0].ndim < 3:
+        return network(*inputs)
+    scores = network(*(taken.flatten(0, 1) for taken in inputs))
+    return scores.unflatten(0, inputs[0].shape[:2]).squeeze(-1)
 
 
 class InPieces(nn.Module):
@@ -49,7 +57,7 @@ class LogitsOf(nn.Module):
 
 
 class Beginnings(nn.Module):
-    """A network that is given the first `size` tokens of texts, inputs [B, T]; None: all of them."""
+    """A network that is given the first `size` tokens of texts, inputs [B, T], or of lists [B, K, T]; None: all."""
 
     def __init__(self, network: nn.Module, size: int | None = None):
         super().__init__()
@@ -58,8 +66,7 @@ class Beginnings(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return what the network gives for the beginnings of `inputs`."""
-        logits: Tensor = self.network(*(taken[:, : self.size] for taken in inputs))
-        return logits
+        return by_candidate(self.network, tuple(taken[..., : self.size] for taken in inputs))
 
 
 class ClassLogitsOf(LogitsOf):
@@ -86,8 +93,10 @@ class ClassLogitsOf(LogitsOf):
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return logits [B, K] of `inputs` [B, T]."""
-        taken = inputs[: len(self.names)]
+        """Return logits [B, K] of `inputs` [B, T], or of lists [B, K, T]."""
+        return by_candidate(self._logits, inputs[: len(self.names)])
+
+    def _logits(self, *taken: Tensor) -> Tensor:
         if self.by_name:
             logits: Tensor = self.network(**dict(zip(self.names, taken, strict=True)), **self.settings).logits
         else:

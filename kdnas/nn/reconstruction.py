@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from kdnas.nn.cutting import Anatomy, Example, Kept, in_order, outputs, picked
 from kdnas.nn.importance import difference
 from kdnas.nn.recalibration import evaluating, has_batch_norms, recalibrate
+from kdnas.nn.taps import text_mask
 
 RIDGE = 0.3
 """The prior's weight, in mean variances of what a layer is fed; .1 to 1 did about equally well in one study."""
@@ -74,7 +75,8 @@ class Reconstruction:
         self._network = network
         self._anatomy = anatomy
         self._inputs = in_order(inputs)
-        self._counted = None if mask is None else self._inputs[mask].bool()
+        counted = text_mask(self._inputs, mask)
+        self._counted = None if counted is None else counted.bool()
         self._apart = apart
         self._readers = _readers(network, anatomy)
         self._fed: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ W height and width, D embedding width.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ class Outputs:
     """What a network gave for one batch: `logits` [M, V], `embedding` [M, D], `stages` and `attention`.
 
     A stage is a map [B, C, H, W], or the tokens [B, N, C] of a layer; a vector [B, C] is taken for one token. `mask`
-    [B, N] is 1 where a token is text; None where all are. `attention` is what the layers attend with. `taught` [M, V]
+    [B, N] is 1 where a token is text; None where all are. B is a batch's samples, or of lists all their candidates,
+    whose scores are the `logits` of a list. `attention` is what the layers attend with. `taught` [M, V]
     are the logits of a head that learns from the teacher in place of `logits`, which then learn from the labels alone;
     None where there is no such head.
     """
@@ -193,7 +195,7 @@ class Taps:
             if embedding is not None:
                 embedding = embedding.flatten(0, 1) if logits.ndim == embedding.ndim == 3 else embedding.flatten(1)
             attention = () if self._attention is None else self._attention.taken()
-            mask = None if self._mask is None else inputs[self._mask]
+            mask = text_mask(inputs, self._mask)
             logits, taught = (
                 (self._head_logits[0], self._head_logits[1].flatten(0, -2)) if self._heads else (logits, None)
             )
@@ -278,8 +280,22 @@ def mask_place(spec: TaskSpec) -> int | None:
     return next((place for place, taken in enumerate(spec.inputs) if taken.kind == "mask"), None)
 
 
+def text_mask(inputs: Sequence[Tensor], place: int | None) -> Tensor | None:
+    """Return the attention mask [B, T] at `place` of `inputs`; of lists, inputs [B, K, T], a row a candidate."""
+    return None if place is None else inputs[place].flatten(0, -2)
+
+
+def example_samples(spec: TaskSpec, device: torch.device, count: int = 2) -> tuple[Tensor, ...]:
+    """Return `count` samples of the task: `example_inputs`, or lists of them, [B, K, ...]."""
+    made = example_inputs(spec, device, count * math.prod(spec.listed))
+    return tuple(taken.unflatten(0, (count, *spec.listed)) for taken in made)
+
+
 def example_inputs(spec: TaskSpec, device: torch.device, count: int = 2) -> tuple[Tensor, ...]:
-    """Return the inputs of `count` samples of the task: pixels, tokens and floats 0, masks 1."""
+    """Return what a network takes for `count` samples of the task: pixels, tokens and floats 0, masks 1.
+
+    Of lists it takes one candidate at a time.
+    """
     made = []
     for taken in spec.inputs:
         dtype = torch.float32 if taken.kind in ("pixels", "floats") else torch.int64

@@ -62,6 +62,10 @@ def what_was_searched(run: RunRecord) -> str:
     limits = " and ".join(bound_in_words(bound, run.score) for bound in run.constraints)
     bounds = f", with {limits}" if limits else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
+    task, costs = run.lock.data.task, ""
+    if task is not None and task.candidates:
+        classes = f" (lists of {task.candidates} candidates)"
+        costs = " Costs are those of scoring one candidate of a list."
     source = f"scored by the evaluator {short_name(config.evaluator.type)}"
     if run.trains and config.data is not None:
         stated = [short_name(teacher.type) for teacher in config.teachers.values()]
@@ -70,7 +74,7 @@ def what_was_searched(run: RunRecord) -> str:
         teachers = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
         how = f"distilled from {teachers}" if names else "trained without a teacher"
         source = f"for the data set {run.lock.data.name or short_name(config.data.type)}{classes}, {how}"
-    searched = f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
+    searched = f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}.{costs}"
     if (final := config.final.distillation) is None or final == config.distillation:
         return searched
     together = ", which are the other finalists" if final.peers == FRONT else ""

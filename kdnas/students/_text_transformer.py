@@ -91,4 +91,4 @@ class TextTransformer(TransformerFamily[TextSettings]):
         """Return the network of the ancestor, and tokens that show what of it matters. Raises ConfigError."""
         teacher = self._ancestor()
         network = next(part for part in teacher.module.modules() if isinstance(part, self.network_class))
-        return network, self._samples(_INHERITED_BY)[0].long()
+        return network, self._samples(_INHERITED_BY)[0].long().flatten(0, -2)

@@ -18,13 +18,14 @@ from kdnas.students._transformer import Network, group
 class Bert(TextTransformer):
     """Encoders of texts: width, depth, heads, MLP ratio, how long a text they read, layer by layer where asked for.
 
-    A text's class is named by the mean of its tokens. Of texts longer than `length` the beginning is read. Words are
-    looked up `embedding_width` wide (as ALBERT has it, Lan et al., ICLR 2020), 0: as wide as the layers. `norm` states
-    where the norms stand: after the sums, as BERT has them, or before attention and MLP, which trains more easily.
+    A text's class, or its score, is told by the mean of its tokens. Of texts longer than `length` the beginning is
+    read. Words are looked up `embedding_width` wide (as ALBERT has it, Lan et al., ICLR 2020), 0: as wide as the
+    layers. `norm` states where the norms stand: after the sums, as BERT has them, or before attention and MLP, which
+    trains more easily.
     """
 
     name = "bert"
-    tasks = ("text_classification", "text_regression")
+    tasks = ("text_classification", "text_regression", "text_ranking")
     settings: ClassVar[Mapping[str, Setting]] = {
         "embedding_width": EMBEDDING_WIDTH,
         "length": LENGTH,

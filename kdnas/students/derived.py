@@ -201,7 +201,10 @@ class Derived(StudentFamily):
             length = self.task.inputs[0].shape[0]
             texts, _ = self.context.samples(_EXAMPLES)  # not any tokens, for some look for a text's end
             # a batch is as long as its own texts, and costs are those of the task's length
-            example = [part.repeat(1, -(-length // part.shape[1]))[:, :length].to(device) for part in texts]
+            example = [
+                part.flatten(0, -2).repeat(1, -(-length // part.shape[-1]))[:_EXAMPLES, :length].to(device)
+                for part in texts
+            ]
         for taken in self.task.inputs[len(example) :]:
             drawn = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
             plain = drawn.float() if taken.kind == "pixels" else drawn
@@ -286,13 +289,14 @@ class Derived(StudentFamily):
             parts = zip(*(taken.split(_BATCH) for taken in inputs), strict=True)
             batches = list(zip(parts, targets.split(_BATCH), strict=True))
         module = self.ancestor().module
+        compared = min(max(_COMPARED_MACS // (passes(anatomy) * self._macs), _COMPARED[0]), _COMPARED[1])
         return rank(
             self.network,
             anatomy,
             batches,
             method=self._method,
             depth=self._block_importance,
-            compared=min(max(_COMPARED_MACS // (passes(anatomy) * self._macs), _COMPARED[0]), _COMPARED[1]),
+            compared=max(2, compared // math.prod(self.task.listed)),
             through=module,
             mask=mask_place(self.task),
         )

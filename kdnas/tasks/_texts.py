@@ -2,7 +2,7 @@
 
 torch is imported where it is used: settings are read without it.
 
-Shapes: B batch, T tokens.
+Shapes: B batch, T tokens, K candidates of a list.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class Texts(Task):
     views_in_words = "tokens hidden at random"
 
     def plain(self, batch: Batch) -> Batch:
-        """Return the inputs as int64, no longer than the longest text of the batch, brought to a multiple of 8."""
+        """Return the inputs as int64, no longer than the longest text of the batch, brought to a multiple of 8.
+
+        Lists keep their form: inputs are [B, T], or [B, K, T] of lists.
+        """
         from kdnas.nn.rows import Batch
 
         mask = batch.inputs[1]
-        longest = int(mask.sum(dim=1).max()) if len(mask) else 0
-        length = min(mask.shape[1], max(1, -(-longest // _MULTIPLE)) * _MULTIPLE)
-        return Batch(tuple(taken[:, :length].long() for taken in batch.inputs), batch.targets, batch.samples)
+        longest = int(mask.sum(dim=-1).max()) if len(mask) else 0
+        length = min(mask.shape[-1], max(1, -(-longest // _MULTIPLE)) * _MULTIPLE)
+        return Batch(tuple(taken[..., :length].long() for taken in batch.inputs), batch.targets, batch.samples)
 
     def view(
         self,
@@ -70,9 +73,12 @@ class Texts(Task):
         if not self.varies(views):
             return plain
         tokens, mask, *segments = plain.inputs
-        draws = Draws(plain.samples, seed, number)
-        kept = [draws.uniform(f"token-{place}") >= views.token_dropout for place in range(1, mask.shape[1])]
-        seen = torch.stack([torch.ones_like(mask[:, 0], dtype=torch.bool), *kept], dim=1)
+        texts, count = plain.samples, self.spec.candidates
+        if count:  # each candidate is a text of its own
+            texts = (texts[:, None] * count + torch.arange(count, device=texts.device)).flatten()
+        draws = Draws(texts, seed, number)
+        kept = [draws.uniform(f"token-{place}") >= views.token_dropout for place in range(1, mask.shape[-1])]
+        seen = torch.stack([torch.ones_like(texts, dtype=torch.bool), *kept], dim=1).view_as(mask)
         return dataclasses.replace(plain, inputs=(tokens, mask * seen, *segments))
 
     def entrance(self, network: nn.Module, data: Described, size: int | None = None) -> nn.Module:

@@ -1,6 +1,6 @@
 """A user's network of samples that are no images: given texts, running text or samples of an own task as they are.
 
-Shapes: B batch, T tokens, K classes, V vocabulary.
+Shapes: B batch, T tokens, K classes, or candidates of a list, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
-from kdnas.nn.pieces import LogitsOf
+from kdnas.nn.pieces import LogitsOf, by_candidate
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import check_finite, fingerprint, in_float32, parts_with, probed
 from kdnas.teachers._class_names import Naming, class_order
@@ -32,19 +32,23 @@ class Answers(LogitsOf):
     """A network that is given the first `count` inputs of a task, as one that gives logits of the data's classes.
 
     `order`: which of its answers they are; None: all, as they are. `total`: what its probabilities sum to, whose
-    logarithm is taken; None: it gives logits. `running`: it answers at every place, [B, T, V].
+    logarithm is taken; None: it gives logits. `running`: it answers at every place, [B, T, V]. `listed`: inputs may be
+    lists [B, K, ...], of which it scores one candidate at a time.
     """
 
     order: Tensor | None
 
-    def __init__(self, network: nn.Module, count: int, classes: int, *, running: bool):
+    def __init__(self, network: nn.Module, count: int, classes: int, *, running: bool, listed: bool = False):
         super().__init__(network)
-        self.count, self.classes, self.running = count, classes, running
+        self.count, self.classes, self.running, self.listed = count, classes, running, listed
         self.total: float | None = None
         self.register_buffer("order", None)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return logits [B, K], of running text [B, T, V]. Raises NoLogitsError."""
+        """Return logits [B, K], of running text [B, T, V], of lists [B, K]. Raises NoLogitsError."""
+        return by_candidate(self._logits, inputs) if self.listed else self._logits(*inputs)
+
+    def _logits(self, *inputs: Tensor) -> Tensor:
         answer = self.network(*inputs[: self.count])
         if self.running:
             logits = getattr(answer, "logits", answer)
@@ -81,7 +85,8 @@ def fit_own(
     network, low = in_float32(network)
     taken = _taken(network, [one.name for one in task.inputs])
     classes = len(naming.spellings) if naming is not None and task.rows == 1 else task.outputs
-    module = Answers(network, len(taken), classes, running=task.rows > 1).eval().requires_grad_(False)
+    module = Answers(network, len(taken), classes, running=task.rows > 1, listed=task.candidates > 0)
+    module.eval().requires_grad_(False)
     module.to(context.device)
     few = [part.to(context.device) for part in probed(data)]
     largest = [
@@ -98,12 +103,13 @@ def fit_own(
             module.total = probability_total(answers)
         order: tuple[int, ...] | None = None
         named: tuple[str, ...] = ()
+        own = 1 if task.candidates and answers.ndim == 2 else answers.shape[-1]
         if data.class_names:
             order, named = class_order(naming, data, answers.shape[1])
-        elif answers.shape[-1] != task.outputs:
-            what = f"it gives {answers.shape[-1]:,} numbers, and {task.kind} of these data asks for {task.outputs:,}"
+        elif own != task.outputs:
+            of = " for a query with one candidate" if task.candidates else ""
+            what = f"it gives {own:,} numbers{of}, and {task.kind} of these data asks for {task.outputs:,}"
             raise TeacherError(Problem("teacher", what))
-        own = answers.shape[-1]
         module.order = None if order is None else torch.tensor(order, device=context.device)
         answers, places = module(*few), _heads(module, few, own, 3 if task.rows > 1 else 2)
     check_finite(answers, data)

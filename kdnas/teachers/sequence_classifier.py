@@ -1,4 +1,4 @@
-"""A text classifier of Hugging Face transformers, or what predicts one number of a text, from a folder or the hub."""
+"""A text classifier of Hugging Face transformers, or what predicts one number, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdnas.core.answers import sketch
-from kdnas.core.text import TextData
+from kdnas.core.text import RankingData, TextData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
@@ -37,7 +37,8 @@ def sequence_classifier(
 
     The data must have been read by its own tokenizer, `data: {tokenizer: FOLDER}`. Logits are put in the data's class
     order where the model names its classes. Of data whose labels are numbers it answers with one (`num_labels: 1`), in
-    the labels' own unit. No code of the model's repository runs. Raises TeacherError.
+    the labels' own unit; of lists with the score of a query and one candidate (a cross-encoder). No code of the model's
+    repository runs. Raises TeacherError.
 
     Args:
         context: What the study hands over.
@@ -53,12 +54,12 @@ def sequence_classifier(
     network: Any = loaded.network
     check_tokens(loaded, data)
     labels = network.config.id2label
-    if (len(labels) < 2) != data.predicts_values:
+    if (len(labels) < 2) != (data.task.outputs == 1):
         raise TeacherError(_other_answers(len(labels), data))
     known = tuple(str(labels[index]) for index in range(len(labels)))
     order: tuple[int, ...] | None = None
     named: tuple[str, ...] = ()
-    if not data.predicts_values:
+    if data.class_names:
         order, named = class_order(naming_of(class_names, (known, "its config's id2label")), data, len(labels))
     names = _inputs(network, [taken.name for taken in data.task.inputs])
     to_the_end = _reads_to_the_end(network)
@@ -119,6 +120,9 @@ def _check_ends(network: Any, data: TextData) -> None:
 
 def _other_answers(outputs: int, data: TextData) -> Problem:
     """Return the problem of a teacher that predicts one number for texts with classes, or the reverse."""
+    if isinstance(data, RankingData):
+        what = f"it names one of {outputs} classes, and the candidates of {data.name} are ranked by one score each"
+        return Problem("teacher", what, "a cross-encoder: a model with num_labels 1")
     if data.predicts_values:
         what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be predicted"
         return Problem("teacher", what, "a model with num_labels 1; data: {labels: classes} where they are classes")

@@ -41,10 +41,10 @@ class DatasetConformance(MemberConformance):
             assert len(split)
             assert list(split.inputs) == [entry.name for entry in task.inputs]
             for entry in task.inputs:
-                assert split.inputs[entry.name].shape == (len(split), *entry.shape)
+                assert split.inputs[entry.name].shape == (len(split), *task.listed, *entry.shape)
             assert split.targets.dtype.kind in "iu"
             assert split.targets.size == len(split) * task.rows
-            assert 0 <= split.targets.min() <= split.targets.max() < task.outputs
+            assert 0 <= split.targets.min() <= split.targets.max() < task.logits
 
     def test_statistics_of_images_are_those_of_the_training_split(self, opened: tuple[Data, Data]) -> None:
         data, _ = opened

@@ -32,7 +32,7 @@ class _Watching(torch.nn.Module):
 def _known(spec: TaskSpec, targets: torch.Tensor) -> torch.Tensor:
     """Return [M, V]: 1 at the class that is right, of each of several tasks."""
     if not spec.heads:
-        return torch.nn.functional.one_hot(targets, spec.outputs)
+        return torch.nn.functional.one_hot(targets, spec.logits)
     columns = zip(spec.heads, targets.unbind(dim=1), strict=True)
     return torch.cat([torch.nn.functional.one_hot(own, head.outputs) for head, own in columns], dim=1)
 
@@ -75,7 +75,7 @@ class TaskConformance(MemberConformance):
     def _logits(task: Task, batch: Batch) -> torch.Tensor:
         spec = task.spec
         places = batch.inputs[0].shape[1:] if spec.rows > 1 else ()
-        return torch.randn((COUNT, *places, spec.outputs), generator=torch.Generator().manual_seed(0))
+        return torch.randn((COUNT, *places, spec.logits), generator=torch.Generator().manual_seed(0))
 
     def test_a_split_parts_the_samples_and_is_a_function_of_the_seed(self, opened: Data, task: Task) -> None:
         targets = np.asarray(opened.train.targets)
@@ -98,7 +98,9 @@ class TaskConformance(MemberConformance):
         for mine, theirs, taken in zip(plain.inputs, viewed.inputs, task.spec.inputs, strict=True):
             assert torch.equal(mine, theirs)
             assert len(mine) == COUNT
-            assert all(side <= most for side, most in zip(mine.shape[1:], taken.shape, strict=True))
+            assert all(
+                side <= most for side, most in zip(mine.shape[1:], (*task.spec.listed, *taken.shape), strict=True)
+            )
             assert mine.is_floating_point() == (taken.kind in ("pixels", "floats"))
         assert not task.mixes(task.Views())
         assert not task.mixes(None)
@@ -112,7 +114,7 @@ class TaskConformance(MemberConformance):
             entered = task.entrance(network, opened, size)
             assert entered.network is network
             entered(*batch.inputs)
-        whole = tuple(tuple(taken.shape[1:]) for taken in batch.inputs)
+        whole = tuple(tuple(taken.shape[1 + len(spec.listed) :]) for taken in batch.inputs)
         half = tuple(taken.shape for taken in spec.at(max(1, spec.size // 2)).inputs)
         assert network.seen == [whole, whole, half]
 
@@ -133,9 +135,9 @@ class TaskConformance(MemberConformance):
     ) -> None:
         logits, spec = self._logits(task, batch), task.spec
         rows = task.rows(logits, batch.inputs, batch.targets)
-        assert rows.logits.shape == (logits.numel() // spec.outputs, spec.outputs)
+        assert rows.logits.shape == (logits.numel() // spec.logits, spec.logits)
         assert len(rows.targets) == len(rows.logits)
-        true = rows.targets[:, None] if spec.outputs == 1 else _known(spec, rows.targets)
+        true = rows.targets[:, None] if spec.logits == 1 else _known(spec, rows.targets)
         known = 20.0 * true
         best = task.score(task.tally(task.rows(known.float().view_as(logits), batch.inputs, batch.targets)))
         worst = task.worst(np.asarray(opened.train.targets))

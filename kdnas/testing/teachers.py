@@ -75,7 +75,7 @@ class TeacherConformance(MemberConformance):
         assert not any(module.training for module in teacher.module.modules())
         assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
         logits, task = self.answers(teacher), self.data().task
-        assert logits.shape == ((4, task.rows, task.outputs) if task.rows > 1 else (4, task.outputs))
+        assert logits.shape == ((4, task.rows, task.outputs) if task.rows > 1 else (4, task.logits))
         assert torch.isfinite(logits).all()
         assert torch.equal(logits, self.answers(teacher))
 

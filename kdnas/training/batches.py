@@ -139,13 +139,18 @@ class Batches:
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:
-        """How much of each sample is no padding, int64 [N]; None where samples have none."""
+        """How much of each sample, or of the longest of a list, is no padding, int64 [N]; None where none is."""
         masks = [a for a, taken in zip(self._arrays, self.data.task.inputs, strict=True) if taken.kind == "mask"]
         if not masks:
             return None
         rows = max(1, _CHUNK_BYTES // max(1, np.asarray(masks[0][:1]).nbytes))
         parts = [self.indices[start : start + rows] for start in range(0, len(self), rows)]
-        return np.concatenate([np.asarray(masks[0][part]).sum(axis=1, dtype=np.int64) for part in parts])
+        return np.concatenate(
+            [
+                np.asarray(masks[0][part]).sum(axis=-1, dtype=np.int64).reshape(len(part), -1).max(axis=1)
+                for part in parts
+            ]
+        )
 
     def _order(self, epoch: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(derive_seed(seed, "order", epoch))

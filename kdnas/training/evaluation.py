@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,8 +92,12 @@ def tally_and_ruled(
 
 
 def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:
-    """Return how many samples are evaluated at once: 512, on a GPU 8192, or as many as 64 MiB hold of their logits."""
-    answers = _EVALUATION_BYTES // (spec.rows * spec.outputs * 4)
+    """Return how many samples are evaluated at once: 512, on a GPU 8192, or as many as 64 MiB hold of their logits.
+
+    Of lists so many candidates.
+    """
+    listed = math.prod(spec.listed)
+    answers = _EVALUATION_BYTES // (spec.rows * spec.logits * 4)
     if device.type != "cuda":
-        return max(1, min(answers, 512))
-    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), answers, 8192))
+        return max(1, min(answers, 512 // listed))
+    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), answers, 8192 // listed))

@@ -26,7 +26,7 @@ from kdnas.nn.taps import (
     Outputs,
     OutputShapes,
     Taps,
-    example_inputs,
+    example_samples,
     mask_place,
     output_shapes,
     stage_names,
@@ -281,7 +281,7 @@ def open_teacher_outputs(
         teacher = teachers[name]
         module = teacher.module.to(device).eval()
         task = teacher.given(data).task
-        example, heads = example_inputs(task, device), teacher.heads(data)
+        example, heads = example_samples(task, device), teacher.heads(data)
         shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example, heads=heads)
         plan = plan_of(teacher, train, training, view_seed)
         cache = None
@@ -365,7 +365,7 @@ def _open_member(
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
-    shapes = output_shapes(student, stages, classifier, *example_inputs(spec, device), heads=spec.heads)
+    shapes = output_shapes(student, stages, classifier, *example_samples(spec, device), heads=spec.heads)
     needs, mask = needs_of(distillation), mask_place(spec)
     # Where one of two classifiers would learn nothing, both learn by their mean, which is the network's answer.
     head = taught_head(network) if "logits" in needs and distillation.task_weight > 0 else None

@@ -93,13 +93,15 @@ class ViewsKey:
     outputs: int
     """Logits of a prediction, V."""
     embedding: int
-    """Embedding numbers of a prediction, D; 0 where no loss reads the embedding."""
+    """Numbers of an embedding, D; 0 where no loss reads it."""
     top_k: int | None = None
     """Logits that are kept of a prediction, k, where not all are."""
     predictions: int = 1
     """Of a sample."""
     drawn: bool = False
     """Whether the k logits are those of drawn tokens, not the largest."""
+    embeddings: int = 1
+    """Of a prediction: one, or those of all candidates of a list."""
 
     @property
     def logits(self) -> int:
@@ -109,7 +111,7 @@ class ViewsKey:
     @property
     def width(self) -> int:
         """Numbers in a row, W."""
-        return self.predictions * (self.logits + self.embedding)
+        return self.predictions * (self.logits + self.embeddings * self.embedding)
 
     @property
     def view_bytes(self) -> int:
@@ -127,6 +129,8 @@ class ViewsKey:
             del facts["predictions"]
         if not self.drawn:
             del facts["drawn"]
+        if self.embeddings == 1:
+            del facts["embeddings"]
         text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -143,7 +147,8 @@ class ViewsKey:
             places = places.view(-1, self.predictions * self.top_k)
         columns = [logits]
         if self.embedding:
-            columns.append(torch.cat([outputs.embedding for outputs in batches if outputs.embedding is not None]))
+            embedding = torch.cat([outputs.embedding for outputs in batches if outputs.embedding is not None])
+            columns.append(embedding.view(len(logits), -1))
         in_bfloat16 = all(column.dtype == torch.bfloat16 for column in columns)
         rows = torch.cat([column if in_bfloat16 else column.float() for column in columns], dim=1).cpu()
         if not bool(torch.isfinite(rows).all()):
@@ -153,11 +158,12 @@ class ViewsKey:
 
     def unpack(self, rows: Tensor, places: Tensor | None) -> Outputs:
         """Return the outputs that `pack` was given, from rows [n, W] of floats."""
-        rows = rows.view(-1, self.logits + self.embedding)
+        rows = rows.view(-1, self.logits + self.embeddings * self.embedding)
         logits = rows[:, : self.logits] if self.embedding else rows
         if places is not None:
             logits = restored(logits, places.view(len(rows), -1), self.outputs)
-        return Outputs(logits, embedding=rows[:, self.logits :] if self.embedding else None)
+        embedding = rows[:, self.logits :].reshape(-1, self.embedding) if self.embedding else None
+        return Outputs(logits, embedding=embedding)
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,9 @@ class TeacherOutputs:
         """
         assert self._cache is not None
         cache, key = self._cache
-        parts = plan.parts(view, max(1, _PART_SAMPLES.get(self._device.type, 512) // key.predictions))
+        parts = plan.parts(
+            view, max(1, _PART_SAMPLES.get(self._device.type, 512) // (key.predictions * key.embeddings))
+        )
         missing = self._lacking(view, parts)
         for patience_s in (0.0, _PATIENCE_S):
             for part in missing:
@@ -387,4 +389,5 @@ def views_key(
         top_k=None if top_k is None else top_k if drawn else min(top_k, shapes.outputs),
         drawn=drawn,
         predictions=train.task.spec.rows,
+        embeddings=math.prod(train.task.spec.listed),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
 from kdnas.datasets._text_files import find_text_files
 from kdnas.errors import ConfigError, DataError, Problem, TeacherError
 from kdnas.nn.ruling import LABEL_RULES
-from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
+from kdnas.nn.taps import OutputShapes, example_samples, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
 from kdnas.outlets import Notify, silent
 from kdnas.record.lock import DataDescription
@@ -478,7 +479,7 @@ class Workshop:
     def teacher_shapes(self, name: str) -> OutputShapes:
         """Return the shapes of a teacher's outputs for a sample."""
         teacher = self.teachers[name]
-        example = example_inputs(teacher.given(self.data).task, self.device)
+        example = example_samples(teacher.given(self.data).task, self.device)
         heads = teacher.heads(self.data)
         return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example, heads=heads)
 
@@ -678,8 +679,9 @@ def load_data(config: Member, data_root: Path, cache: Path) -> Data:
 
 
 def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return (inputs, targets) of at most `count` of `train`, plain, always the same."""
-    batch = next(train.epoch(0, batch_size=min(count, len(train)), seed=0))
+    """Return (inputs, targets) of at most `count` of `train`, plain, always the same; of lists so many candidates."""
+    wanted = max(1, count // math.prod(train.task.spec.listed))
+    batch = next(train.epoch(0, batch_size=min(wanted, len(train)), seed=0))
     return batch.inputs, batch.targets
 
 

@@ -49,13 +49,13 @@ def _check_blocks(data: Data, scored: int, fraction: float) -> None:
 
 def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
     """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
-    if not data.class_names:
-        return ()
     notes, targets = [], data.train.targets
     for count, kind in ((len(validation_indices), "validation"), (len(data.test), "test")):
-        if count < _FEW_SCORED:
+        if count < _FEW_SCORED and data.task.score.is_fraction:
             steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
             notes.append(f"{kind} {data.task.score.name} {steps}")
+    if not data.class_names:
+        return tuple(notes)
     parts = zip(data.questions(targets[train_indices]), data.questions(targets[validation_indices]), strict=True)
     for (names, learnt), (_, scored) in parts:
         every = tuple(map(escaped, names))

@@ -76,6 +76,17 @@ class TestParquet(DatasetConformance):
         return {"train": "train.parquet", "test": "test.parquet", "size": 8}
 
 
+class TestTextLists(DatasetConformance):
+    member = "text_lists"
+
+    def write(self, data_root: Path):
+        rows = [f"what is {n}\tit is {n}\tno, {n + 1}\tperhaps {n}\t{n % 3}\n" for n in range(24)]
+        (data_root / "train.tsv").write_text("query\ta\tb\tc\tlabel\n" + "".join(rows[:18]))
+        (data_root / "test.tsv").write_text("query\ta\tb\tc\tlabel\n" + "".join(rows[18:]))
+        columns = {"query_column": "query", "candidates": ("a", "b", "c")}
+        return {"train": "train.tsv", "test": "test.tsv", "tokenizer": "bytes", **columns}
+
+
 class TestTextTable(DatasetConformance):
     member = "text_table"
 

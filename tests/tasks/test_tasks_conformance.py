@@ -9,7 +9,7 @@ import numpy as np
 
 from kdnas.core.data import Data, ImageData, Samples
 from kdnas.core.task import Head
-from kdnas.core.text import CorpusData, Mask, Padded, Sequences, TextData
+from kdnas.core.text import CorpusData, Mask, Padded, RankingData, Sequences, TextData
 from kdnas.tasks.image_classification import ImageClassification
 from kdnas.testing import TaskConformance, suites
 from kdnas.testing.tasks import COUNT
@@ -39,6 +39,17 @@ def _valued(self: TaskConformance, kind: str) -> Data:
     return replace(data, train=part, test=part, class_names=())
 
 
+def _lists(self: TaskConformance, kind: str) -> Data:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, (COUNT, 3))
+    lengths[0, 0] = 12
+    stops = np.cumsum(lengths).reshape(COUNT, 3)
+    sequences = Sequences(rng.integers(1, 11, stops[-1, -1], dtype=np.uint16), stops - lengths, stops)
+    inputs = {"tokens": Padded(sequences, 12), "mask": Mask(sequences, 12), "segments": Padded(sequences, 12)}
+    part = Samples(inputs, np.arange(COUNT) % 3)
+    return RankingData("random", (), part, part, "f", tokenizer=Path(), vocabulary=11, length=12, kind=kind)
+
+
 def _of_two_tasks(self: TaskConformance, kind: str) -> Data:
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 8, 6), dtype=np.uint8)
     part = Samples({"pixels": pixels}, np.stack([np.arange(COUNT) % 4, np.arange(COUNT) % 3], axis=1))
@@ -52,6 +63,7 @@ own = {
     "language_modelling": _blocks,
     "multitask_image_classification": _of_two_tasks,
     "text_classification": _texts,
+    "text_ranking": _lists,
     "text_regression": _valued,
 }
 globals().update(suites(TaskConformance, **{name: {"data": data} for name, data in own.items()}))

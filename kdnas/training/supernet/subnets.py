@@ -34,7 +34,7 @@ from kdnas.nn.elastic import Supernet
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.rows import Batch
 from kdnas.nn.strided import thinned_first
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_samples, mask_place, output_shapes, stage_names
 from kdnas.students import StudentFamily
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
@@ -297,7 +297,7 @@ class SubnetStep:
         inside = "network.student."
         names = [inside + stage for stage in stages], classifier and inside + classifier
         entrance = self._task.entrance(view, data, largest.side).to(device)
-        shapes = output_shapes(entrance, *names, *example_inputs(data.task, device), heads=data.task.heads)
+        shapes = output_shapes(entrance, *names, *example_samples(data.task, device), heads=data.task.heads)
         mask = mask_place(data.task)
         self._tapped = stack.enter_context(Taps(entrance, *names, needs=needs_of(distillation), mask=mask))
         self._tapped_view = view

@@ -695,5 +695,7 @@ def _sizes(task: TaskSpec) -> str:
     if task.inputs[0].kind == "pixels":
         return f"{size}, {task.outputs} classes"
     answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is predicted"
+    if task.candidates:
+        answers = f"lists of {task.candidates} candidates, of each its score"
     given = "numbers" if task.inputs[0].kind == "floats" else f"tokens of {task.inputs[0].levels:,}"
     return f"{size} {given}, {answers}"
