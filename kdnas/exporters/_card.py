@@ -29,7 +29,7 @@ def card_text(student: TrainedStudent) -> str:
     sections = [
         _title(student),
         _scores(student.card, student.spec.score),
-        _costs(student.card, params),
+        _costs(student.card, params, student.spec),
         _teacher(student.card, student.spec.score),
         _data(student),
         _making(student),
@@ -47,14 +47,23 @@ def _title(student: TrainedStudent) -> str:
     return (
         f"# Student {student.arch.arch_id}\n\n"
         f"A `{short_name(student.arch.family)}` network for {short_name(student.spec.kind).replace('_', ' ')}: "
-        f"{_inputs(student.spec)} in, "
-        f"{student.spec.outputs:,} {'classes' if student.spec.rows == 1 else 'scores a token'} out.\n\n"
+        f"{_inputs(student.spec)} in, {_answers(student.spec)} out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
     )
 
 
+def _answers(spec: TaskSpec) -> str:
+    if spec.candidates:
+        return "the score of the candidate"
+    if spec.outputs == 1:
+        return "one number"
+    return f"{spec.outputs:,} {'classes' if spec.rows == 1 else 'scores a token'}"
+
+
 def _inputs(spec: TaskSpec) -> str:
     taken = spec.inputs[0]
+    if spec.candidates:
+        return f"a query with one candidate, {taken.shape[0]} {taken.name},"
     if taken.kind == "floats":
         return f"{' x '.join(map(str, taken.shape))} numbers"
     if taken.kind != "pixels":
@@ -113,11 +122,12 @@ def _of_splits(score: Quantity, validation: float | None, test: float | None) ->
     return ", ".join(f"{split} {name} {_number(score, value)}" for split, value in known.items() if value is not None)
 
 
-def _costs(card: StudentCard, params: int) -> str:
+def _costs(card: StudentCard, params: int, spec: TaskSpec) -> str:
     lines = ["| quantity | value | unit | spread (interquartile) | how it was measured |", "|---|---|---|---|---|"]
     macs = card.quantities.get("macs")
     if macs is not None:
-        counted = "closed form: convolutions, linear layers and matrix products, batch 1"
+        given = "one candidate with its query" if spec.candidates else "batch 1"
+        counted = f"closed form: convolutions, linear layers and matrix products, {given}"
         lines.append(f"| MACs | {macs.value:,.0f} | multiply-accumulates | - | {counted} |")
         lines.append(f"| FLOPs = 2 x MACs | {2 * macs.value:,.0f} | operations | - | from the MACs |")
     lines.append(f"| params | {params:,} | parameters | - | counted on the network |")
@@ -166,6 +176,9 @@ def _data(student: TrainedStudent) -> str:
         lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
     elif student.spec.rows > 1:
         lines.append(f"It reads {student.spec.samples} of {student.spec.size} tokens.")
+    elif student.spec.candidates:
+        read = f"Each of the {student.spec.candidates} candidates of a list is read with its query"
+        lines.append(f"{read}, together {given.words}.")
     else:
         lines.append(f"{capitalised(student.spec.samples)} are {given.words}.")
     if given.class_names:
@@ -233,7 +246,9 @@ _MEASURED = "Latency and memory hold for the machine and settings named next to 
 def _limits(student: TrainedStudent) -> str:
     limits = [
         _narrow(student.spec),
-        "Its probabilities were not calibrated.",
+        "Its scores rank candidates and are no probabilities."
+        if student.spec.candidates
+        else "Its probabilities were not calibrated.",
         *([_MEASURED] if any(cost.repeats for cost in student.card.quantities.values()) else []),
         f"The validation split chose the architecture, so {student.spec.score.name} on it is optimistic; the test "
         "split was not used to choose anything.",

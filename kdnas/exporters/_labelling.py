@@ -128,6 +128,15 @@ def check_printed(printed: str, loader: Loader, names: Sequence[str], expected: 
                 )
 
 
+def check_printed_ranking(printed: str, loader: Loader, texts: Sequence[str], expected: Sequence[float]) -> None:
+    """Raise ExportError unless what is `printed` ranks the candidates `texts` by the scores `expected` of them."""
+    found = [(entry["score"], entry["candidate"]) for entry in json.loads(printed)["candidates"]]
+    wanted = sorted(zip(expected, texts, strict=True), key=lambda pair: -pair[0])
+    apart = max(abs(a - b) / max(1.0, abs(b)) for (a, _), (b, _) in zip(found, wanted, strict=True))
+    if not apart <= _TOLERANCE:
+        raise ExportError(f"{SCRIPT}: {loader.file} gives the scores {found}, the student {wanted}")
+
+
 def check_printed_values(printed: str, loader: Loader, expected: Iterable[float]) -> None:
     """Raise ExportError unless the lines `printed` contain the numbers `expected`."""
     for line, wanted in zip(printed.splitlines(), expected, strict=True):

@@ -19,6 +19,7 @@ from kdnas.exporters._labelling import (
     SCRIPT,
     Loader,
     check_printed,
+    check_printed_ranking,
     check_printed_values,
     loaders_of,
     printed_alone,
@@ -27,10 +28,11 @@ from kdnas.exporters._probe import reference_logits
 from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
 
 _PROBES = 3
+_ONE = '"a fine piece of work"'
 
-_TEXT = '''"""Labels texts with the network next to this script. It needs tokenizers, NumPy and {packages}.
+_TEXT = '''"""{what} with the network next to this script. It needs tokenizers, NumPy and {packages}.
 
-    python predict.py {asked}          label {what}, or several; see --help
+    python predict.py {asked}          {does}; see --help
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent
 PREPROCESSING = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
 INPUTS = {inputs}
+RANKS = {ranks}
 
 
 def open_tokenizer():
@@ -58,13 +61,18 @@ def open_tokenizer():
     return tokenizer
 
 
+def bare(text):
+    """Return a text without space around it."""
+    return text.replace("\\ufeff", "").strip()
+
+
 def parts_of(text):
     """Return the text, or the two with a tab between them, as they were trained on: without space around them.
 
     Raises ValueError where they are not there.
     """
     count = 2 if "segments" in INPUTS else 1
-    parts = [part.replace("\\ufeff", "").strip() for part in text.split("\\t", count - 1)]
+    parts = [bare(part) for part in text.split("\\t", count - 1)]
     if len(parts) < count:
         raise ValueError(f"{{text!r}} is one text, and two are compared: put a tab between them")
     if not all(parts):
@@ -74,7 +82,12 @@ def parts_of(text):
 
 def read(tokenizer, text):
     """Return what the network takes, by name and int64 [1, T] each, from a text. Raises ValueError."""
-    found = tokenizer.encode(*parts_of(text))
+    return tokens_of(tokenizer, *parts_of(text))
+
+
+def tokens_of(tokenizer, *parts):
+    """Return what the network takes of a text, or two, by name and int64 [1, T] each."""
+    found = tokenizer.encode(*parts)
     given = {{"tokens": found.ids, "mask": found.attention_mask, "segments": found.type_ids}}
     return {{name: np.array([given[name]], dtype=np.int64) for name in INPUTS}}
 
@@ -112,21 +125,44 @@ def label(text, tokenizer, logits_of, top, as_json):
         print(f"{{text}}: {{shares}}", flush=True)
 
 
+def rank(query, candidates, tokenizer, logits_of, top, as_json):
+    """Print the candidates for a query, those of the highest scores first."""
+    read_together = (tokens_of(tokenizer, bare(query), bare(candidate)) for candidate in candidates)
+    scores = [float(logits_of(inputs)[0, 0]) for inputs in read_together]
+    ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])[:top]
+    if as_json:
+        listed = [{{"candidate": candidate, "score": score}} for score, candidate in ranked]
+        print(json.dumps({{"query": query, "candidates": listed}}), flush=True)
+        return
+    print(query, flush=True)
+    for score, candidate in ranked:
+        print(f"{{score:10.4g}}  {{candidate}}", flush=True)
+
+
 def main():
-    """Label the texts that are named, or those on the lines of the standard input."""
+    """Label the texts that are named, or those on the lines of the standard input; or rank candidates for a query."""
     networks = [name for name in NETWORKS if (FOLDER / name).exists()]
     classes = len(PREPROCESSING["class_names"])
     what = f"Labels texts with one of {{classes}} classes." if classes else "Tells the number of texts."
-    parser = argparse.ArgumentParser(description=what)
+    parser = argparse.ArgumentParser(description="Ranks candidates for a query." if RANKS else what)
     one = "two texts with a tab between them" if "segments" in INPUTS else "a text"
+    one = "a query, then its candidates; in a line with tabs between them" if RANKS else one
     parser.add_argument("texts", nargs="*", metavar="TEXT", help=f"{{one}}; without any, each line of standard input")
     parser.add_argument("--network", choices=networks, default=networks[0], help="the file that is run (%(default)s)")
-    parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
+    told = "candidates shown, the best first (all)" if RANKS else "classes a text, the likeliest first (3)"
+    parser.add_argument("--top", type=int, metavar="N", default=10**9 if RANKS else 3, help=told)
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     arguments = parser.parse_args()
     if arguments.top < 1:
-        parser.error("--top: one class or more")
+        parser.error("--top: 1 or more")
     tokenizer, logits_of = open_tokenizer(), NETWORKS[arguments.network]()
+    if RANKS:
+        asked = [arguments.texts] if arguments.texts else (line.rstrip("\\n").split("\\t") for line in sys.stdin)
+        for query, *candidates in asked:
+            if not candidates or not all(map(bare, [query, *candidates])):
+                parser.error("a query and one candidate or more, none of them empty")
+            rank(query, candidates, tokenizer, logits_of, arguments.top, arguments.json)
+        return
     for text in arguments.texts or (line.rstrip("\\n") for line in sys.stdin):
         try:
             parts_of(text)
@@ -158,10 +194,15 @@ def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]
 
 
 def _script(student: TrainedStudent, loaders: Sequence[Loader]) -> str:
+    ranks = student.spec.candidates > 0
+    asked, read = ("$'a question\\\\tits answer'", "two texts") if _of_pairs(student) else (_ONE, "a text")
+    asked = '"a query" "a candidate" "another one"' if ranks else asked
     return _TEXT.format(
         packages=" or ".join(loader.needs for loader in loaders),
-        asked="$'a question\\\\tits answer'" if _of_pairs(student) else '"a fine piece of work"',
-        what="two texts" if _of_pairs(student) else "a text",
+        what="Ranks candidates for a query" if ranks else "Labels texts",
+        asked=asked,
+        does="the candidates, best first" if ranks else f"label {read}, or several",
+        ranks=ranks,
         inputs=tuple(taken.name for taken in student.spec.inputs),
         loaders="".join(loader.text for loader in loaders).rstrip("\n"),
         networks=", ".join(f'"{loader.file}": {loader.function}' for loader in loaders),
@@ -181,16 +222,22 @@ def check_text_predict(student: TrainedStudent, folder: Path, loader: Loader) ->
     drawn = torch.randint(0, tokenizer.size, (_PROBES, 12), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [" ".join(tokenizer.decode(one).split()).lstrip("-") or "a text" for one in drawn]
     asked = list(zip(texts, reversed(texts), strict=True)) if _of_pairs(student) else [(text,) for text in texts]
-    names = given.class_names
+    names, ranks = given.class_names, student.spec.candidates > 0
+    if ranks:
+        asked = [(texts[0], text) for text in texts]
+    arguments = [texts[0], *texts] if ranks else list(map("\t".join, asked))
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
-        printed = printed_alone(script, loader, *map("\t".join, asked), folder=Path(scratch), classes=len(names))
+        shown = len(names) or len(arguments)
+        printed = printed_alone(script, loader, *arguments, folder=Path(scratch), classes=shown)
     inputs = [_tokens(student, tokenizer, parts, given.length) for parts in asked]
     logits = [reference_logits(student, *one)[0] for one in inputs]
     if given.rules:
         read = [tokenizer.decode(one[0][0].tolist()) for one in inputs]
         kept = [torch.tensor(allowed(text, given.rules, names)) for text in read]
         logits = [one.masked_fill(~those, -torch.inf) for one, those in zip(logits, kept, strict=True)]
-    if names:
+    if ranks:
+        check_printed_ranking(printed, loader, texts, [float(one[0]) for one in logits])
+    elif names:
         check_printed(printed, loader, names, [one.softmax(0).tolist() for one in logits])
     else:
         check_printed_values(printed, loader, [float(one[0]) for one in logits])

@@ -74,7 +74,7 @@ def load_network():
 
 _TEXT_SCRIPT = '''"""{what} with the network next to this script. It needs transformers.
 
-    python predict.py "{example}"
+    python predict.py {example}
 """
 
 import sys
@@ -89,10 +89,10 @@ FOLDER = Path(__file__).resolve().parent
 @torch.no_grad()
 def main():
     """{what}: the texts that the command line names."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) < {least}:
         sys.exit(__doc__)
     tokenizer, network = AutoTokenizer.from_pretrained(FOLDER), {auto}.from_pretrained(FOLDER).eval()
-    for text in sys.argv[1:]:
+{before}    for text in sys.argv[{first}:]:
         tokens = tokenizer({read}, return_tensors="pt", truncation=True, max_length={length})
         {body}
 
@@ -103,6 +103,9 @@ _LABEL = """shares = network(**tokens).logits.softmax(1)[0].tolist()
         ranked = sorted(zip(shares, network.config.id2label.values()), reverse=True)[:3]
         print(f"{text}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in ranked)}")"""
 _PREDICT = """print(f"{text}: {network(**tokens).logits[0, 0].item():.4g}")"""
+_SCORE = """scores.append((network(**tokens).logits[0, 0].item(), text))
+    for score, text in sorted(scores, reverse=True):
+        print(f"{score:.4g}  {text}")"""
 _CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=False)
         print(tokenizer.decode(made[0], skip_special_tokens=True))"""
 
@@ -122,7 +125,7 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
     if names:
         network.config.id2label = dict(enumerate(names))
         network.config.label2id = {name: index for index, name in enumerate(names)}
-    elif student.spec.outputs == 1:
+    elif student.spec.outputs == 1 and not student.spec.candidates:
         network.config.problem_type = "regression"
     with quiet_loading():
         network.save_pretrained(out)
@@ -135,6 +138,7 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
         write_predict(own, out)
         _write_text_script(own, origin, out)
     auto, pipeline = _auto(origin)
+    pipeline = "text-ranking" if student.spec.candidates else pipeline
     write_card(own, out, "transformers", pipeline)
     opener = f"import transformers\nnetwork = transformers.{auto}.from_pretrained(folder)"
     check_opened(student, out, opener, _probes(own, origin))
@@ -328,12 +332,16 @@ def _write_text_script(student: TrainedStudent, origin: Origin, folder: Path) ->
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return
     auto, _ = _auto(origin)
-    what, example, body = "Labels texts", "a fine piece of work", _LABEL
-    if student.spec.outputs == 1:
+    what, example, body = "Labels texts", '"a fine piece of work"', _LABEL
+    pairs = len(student.spec.inputs) > 2  # a tab stands between two texts in a row
+    read, before, first = r'*text.split("\t", 1)' if pairs else "text", "", 1
+    if student.spec.candidates:
+        what, example, body = "Ranks candidates for a query", '"a query" "a candidate" "another one"', _SCORE
+        read, before, first = "sys.argv[1], text", "    scores = []\n", 2
+    elif student.spec.outputs == 1:
         what, body = "Tells the number of texts", _PREDICT
     elif student.spec.rows > 1:
-        what, example, body = "Continues texts", "Once upon a time", _CONTINUE
-    pairs = len(student.spec.inputs) > 2  # a tab stands between two texts in a row
-    read = r'*text.split("\t", 1)' if pairs else "text"
-    text = _TEXT_SCRIPT.format(what=what, example=example, auto=auto, read=read, length=student.spec.size, body=body)
+        what, example, body = "Continues texts", '"Once upon a time"', _CONTINUE
+    filled = {"what": what, "example": example, "auto": auto, "read": read, "before": before, "first": first}
+    text = _TEXT_SCRIPT.format(**filled, least=first + 1, length=student.spec.size, body=body)
     (folder / "predict.py").write_text(text, encoding="utf-8")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from kdnas.cli.main import main
 from kdnas.core.objective import ACCURACY, MRR
 from kdnas.core.text import RankingData
 from kdnas.datasets import DATASETS
@@ -18,6 +22,7 @@ from kdnas.losses import LOSSES
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, mask_place
 from kdnas.students import family_for
+from kdnas.study.loading import load_study
 from kdnas.tasks import task_of
 from kdnas.tasks._texts import TextViews
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -364,3 +369,94 @@ def test_students_are_cut_out_of_it_and_the_whole_one_is_the_teacher(
     with torch.no_grad():
         assert torch.allclose(whole(*batch.inputs), teacher.module(*batch.inputs), atol=1e-5)
         assert half(*batch.inputs).shape == (9, K)
+
+
+# -- a whole study -----------------------------------------------------------------------------------------------------
+
+
+def search(root: Path, folder: Path, formats: list[str]) -> Path:
+    """Search with losses of lists and of layers, and return the run folder."""
+    study = {
+        "name": "lists",
+        "data": {"type": "text_lists", **OPTIONS, "validation_fraction": 0.3},
+        "teacher": {"type": "sequence_classifier", "model": "teacher"},
+        "space": {"derive": "teacher", "depth": [1, 2], "width": [1.0], "heads": [1.0], "inner": [1.0]},
+        "objectives": ["mrr", "macs"],
+        "costs": {},
+        "distillation": {"task_weight": 0.3, "losses": [{"type": "kd", "temperature": 1}, {"type": "hidden"}]},
+        "training": {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.001},
+        "budget": {"trials": 1},
+        "final": {"seeds": 1, "max_students": 1, "control": False},
+        "export": {"formats": formats},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    run = folder / "run"
+    assert main(["search", str(folder), "--data-root", str(root), "--out", str(run), "--workers", "1"]) == 0
+    return run
+
+
+def test_a_search_from_the_command_line_scores_lists(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = search(root, tmp_path, [])
+    capsys.readouterr()
+    assert main(["front", str(run), "--json"]) == 0
+    (member,) = json.loads(capsys.readouterr().out)["front"]
+    assert (1 + 1 / 2 + 1 / 3 + 1 / 4) / K < member["values"]["mrr"] <= 1
+    report = (run / "report.html").read_text()
+    assert "lists of 4 candidates" in report
+    assert "Costs are those of scoring one candidate of a list." in report
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_folders_that_rank(root: Path, tmp_path: Path) -> None:
+    run = search(root, tmp_path, ["huggingface", "onnx", "student_py", "safetensors", "train_yaml", "model_card"])
+    card = (run / "export" / "MODEL_CARD.md").read_text()
+    assert "a query with one candidate, 32 tokens, in, the score of the candidate out" in card
+    assert not [word for word in ("classes", "image", "picture") if word in card]
+    printed = {}
+    for folder in (run / "export", run / "export" / "huggingface"):
+        asked = ["a fine day", "sun rain", "day a fine", "cold"]
+        command = [sys.executable, str(folder / "predict.py"), *asked]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        lines = [line.split(None, 1) for line in done.stdout.splitlines() if line != asked[0]]
+        printed[folder] = [(float(score), candidate) for score, candidate in lines]
+        assert sorted(candidate for _, candidate in printed[folder]) == sorted(asked[1:])
+        assert printed[folder] == sorted(printed[folder], reverse=True)
+    one, other = printed.values()
+    assert [candidate for _, candidate in one] == [candidate for _, candidate in other]
+    assert [score for score, _ in one] == pytest.approx([score for score, _ in other], rel=2e-3, abs=1e-3)
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(run / "export" / "huggingface")
+    assert opened.config.num_labels == 1
+    wrong = subprocess.run(
+        [sys.executable, str(run / "export" / "predict.py"), "a", " "], capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert "none of them empty" in wrong.stderr
+
+
+def test_bad_lists_end_a_command_with_code_2(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "train.jsonl", changed(1, label=4))
+    data = {"type": "text_lists", "train": "train.jsonl", "test_fraction": 0.25, "tokenizer": "bytes"}
+    training = {"epochs": 1, "batch_size": 4}
+    teacher = {
+        "type": "student",
+        "family": "bert",
+        "choices": {"width": 16, "depth": 1, "heads": 1},
+        "training": training,
+    }
+    study = {"name": "bad", "data": data, "teacher": teacher, "space": "texts_bert"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert main(["validate", str(tmp_path), "--open", "--data-root", str(tmp_path)]) == 2
+    assert "line 2: its label is 4, the place of none of its candidates" in capsys.readouterr().err
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "objectives": ["f1", "macs"]}))
+    assert main(["validate", str(tmp_path), "--data-root", str(tmp_path)]) == 2
+    assert "not scored by f1 (allowed: accuracy, mrr)" in capsys.readouterr().err
+
+
+def test_a_new_study_of_a_file_of_lists_is_one_of_ranking(root: Path, tmp_path: Path) -> None:
+    options = ["--data", "train.jsonl", "--teacher", "teacher", "--from-teacher", "--data-root", str(root)]
+    assert main(["init", str(tmp_path / "s"), *options]) == 0
+    config = load_study(tmp_path / "s").config
+    assert (config.data.type, config.teacher and config.teacher.type) == ("text_lists", "sequence_classifier")
+    assert config.objectives[0] == "accuracy"
