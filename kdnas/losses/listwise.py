@@ -28,7 +28,8 @@ class Listwise(DistillationLoss):
 
     KL(teacher || student) of the softmax over a list's relevances, the cosines of two embeddings over `temperature`,
     mean over the samples that ask. RocketQAv2's lists are passages that were looked up for a question, of which its
-    teacher reads both together; here both sides compare what they made of each alone. Blind to widths: no adapter. The
+    teacher reads both together; here both sides compare what they made of each alone. Where the data have lists (the
+    task text_ranking), `kd` at temperature 1 is RocketQAv2's own loss. Blind to widths: no adapter. The
     first `samples` of a batch are compared. Usual weight: 1.
     """
 

@@ -30,12 +30,12 @@ from kdnas import atomic
 ARCHIVE = "text/lm_qa.tar.xz"
 PARTS = {
     "train": ("train", slice(0, 2000)),
-    "validation": ("train", slice(-500, None)),
-    "test": ("test", slice(0, 1000)),
+    "validation": ("train", slice(-300, None)),
+    "test": ("test", slice(0, 500)),
 }
 """Of each part: the file of questions, and which of them."""
 CANDIDATES, LENGTH = 8, 32
-_EPOCHS, _BATCH, _RATE = 1, 8, 2e-4
+_UPDATES, _BATCH, _RATE = 120, 8, 2e-4
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -88,16 +88,16 @@ def fine_tune(folder: Path, base: Path, minutes: float) -> bool:
         base, num_labels=1, dtype=torch.float32
     ).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=0.01)
-    order = [place for _ in range(_EPOCHS) for place in torch.randperm(len(lists)).tolist()]
-    steps, step, losses = len(order) // _BATCH, 0, []
+    order = torch.randperm(len(lists)).tolist()
+    step, losses = 0, []
     if kept.exists():
         state = torch.load(kept, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    while step < steps and time.monotonic() - begun < 60 * minutes:
+    while step < _UPDATES and time.monotonic() - begun < 60 * minutes:
         for group in optimizer.param_groups:
-            group["lr"] = _RATE * min(1.0, (step + 1) / 20) * (1 - step / steps)
+            group["lr"] = _RATE * min(1.0, (step + 1) / 20) * (1 - step / _UPDATES)
         part = [lists[place] for place in order[step * _BATCH : (step + 1) * _BATCH]]
         loss = cross_entropy(scores_of(network, tokenizer, part), torch.tensor([one["label"] for one in part]))
         optimizer.zero_grad()
@@ -107,8 +107,8 @@ def fine_tune(folder: Path, base: Path, minutes: float) -> bool:
         step += 1
         losses.append(float(loss.detach()))
         if step % 10 == 0:
-            print(f"step {step} of {steps}: loss {sum(losses[-10:]) / len(losses[-10:]):.3f}", flush=True)
-    if step < steps:
+            print(f"step {step} of {_UPDATES}: loss {sum(losses[-10:]) / len(losses[-10:]):.3f}", flush=True)
+    if step < _UPDATES:
         with atomic.replacing(kept) as scratch:
             torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, scratch)
         return False
