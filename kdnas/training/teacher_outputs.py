@@ -336,7 +336,7 @@ def _tensor(rows: np.ndarray) -> Tensor:
 def why_live(distillation: Distillation, shapes: OutputShapes, samples: int) -> str | None:
     """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept.
 
-    `shapes` are those of its outputs for a sample, `samples` how many a view has.
+    `shapes` are those of its outputs for what it takes at a time, `samples` how many of these a view has.
     """
     if not _TOO_LARGE & needs_of(distillation):
         return None

@@ -185,6 +185,8 @@ class _Making:
             + f" on {samples:,} {self._workshop.data.task.samples}"
         )
         inputs, _ = self._workshop.samples(samples)
+        if self._workshop.data.task.candidates:
+            inputs = tuple(taken.flatten(0, 1) for taken in inputs)  # blocks are fed one candidate at a time
         total = len(self._frames) * (len(self._blocks) + 1)
         for number, frame in enumerate(self._frames):
             self._make_frame(frame, inputs, made_on, number * (len(self._blocks) + 1), total)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +17,7 @@ import pytest
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import TextPreprocessing
 from kdnas.core.ruling import Rule, allowed
-from kdnas.core.text import language_modelling, text_classification
+from kdnas.core.text import language_modelling, text_classification, text_ranking
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._predict_text import write_text_predict
 from kdnas.exporters.train_yaml import train_yaml
@@ -116,3 +118,41 @@ def test_predict_reads_texts_as_the_study_does_and_no_half_pairs(
         printed = capsys.readouterr()
         assert told in printed.err
         assert not printed.out
+
+
+def test_predict_ranks_the_candidates_of_a_query(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
+    stated = TextPreprocessing(32, (), ("tokenizer.json",))
+    (tmp_path / "student.py").write_text("")
+    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
+    spec = text_ranking(32, tokenizer.size, 4)
+    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
+    write_text_predict(cast(TrainedStudent, student), tmp_path)
+    script = runpy.run_path(str(tmp_path / "predict.py"))
+    assert script["__doc__"].startswith("Ranks candidates for a query with the network next to this script")
+    seen: list[list[int]] = []
+
+    def longest(inputs: Any) -> Any:
+        seen.append(inputs["tokens"].tolist()[0])
+        return inputs["mask"].sum(axis=1, keepdims=True).astype(float)
+
+    monkeypatch.setitem(script["NETWORKS"], "student.py", lambda: longest)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+        script["main"]()
+        return capsys.readouterr().out
+
+    printed = run("q", "ab", "abcd", "a")
+    assert [line.split()[-1] for line in printed.splitlines()] == ["q", "abcd", "ab", "a"]
+    assert seen[0] == list(tokenizer.encode([("q", "ab")], 32)[0].ids)
+    found = json.loads(run("--json", "--top", "2", "q", "ab", "abcd", "a"))
+    assert [one["candidate"] for one in found["candidates"]] == ["abcd", "ab"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("q\ta\tabc\n"))
+    assert [line.split()[-1] for line in run().splitlines()] == ["q", "abc", "a"]
+    for wrong in (("q",), ("q", " ")):
+        with pytest.raises(SystemExit):
+            run(*wrong)
+        assert "none of them empty" in capsys.readouterr().err

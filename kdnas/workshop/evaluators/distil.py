@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -348,7 +349,7 @@ class Distil(Evaluator):
         asked = asked_of(self.context.config.distillation, name, self.workshop.teachers)
         if not asked.losses:
             return []
-        samples = len(self.workshop.train_indices)
+        samples = len(self.workshop.train_indices) * math.prod(self.workshop.data.task.listed)
         if live := why_live(asked, self.workshop.teacher_shapes(name), samples):
             return [f"the teacher runs on every batch: {live}"]
         return [*self._kept_notes(name, needs_of(asked)), *self._truncation_notes(self.workshop.teachers[name])]
