@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -349,7 +348,7 @@ class Distil(Evaluator):
         asked = asked_of(self.context.config.distillation, name, self.workshop.teachers)
         if not asked.losses:
             return []
-        samples = len(self.workshop.train_indices) * math.prod(self.workshop.data.task.listed)
+        samples = len(self.workshop.train_indices) * (self.workshop.data.task.candidates or 1)
         if live := why_live(asked, self.workshop.teacher_shapes(name), samples):
             return [f"the teacher runs on every batch: {live}"]
         return [*self._kept_notes(name, needs_of(asked)), *self._truncation_notes(self.workshop.teachers[name])]
@@ -695,8 +694,7 @@ def _sizes(task: TaskSpec) -> str:
     size = "x".join(map(str, task.inputs[0].shape))
     if task.inputs[0].kind == "pixels":
         return f"{size}, {task.outputs} classes"
-    answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is predicted"
-    if task.candidates:
-        answers = f"lists of {task.candidates} candidates, of each its score"
+    named = f"lists of {task.candidates}, of each its score" if task.candidates else f"{task.outputs} classes"
+    answers = named if task.rows == 1 else "the next one is predicted"
     given = "numbers" if task.inputs[0].kind == "floats" else f"tokens of {task.inputs[0].levels:,}"
     return f"{size} {given}, {answers}"
