@@ -43,7 +43,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.elsewhere import ErrandPlan
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
-from kdnas.workshop.numerics import resumed, settled_config
+from kdnas.workshop.numerics import known_config, resumed, settled_config
 from kdnas.workshop.opening import MadeOn, resolve_device
 from kdnas.workshop.opening import data_root as own_data_root
 from kdnas.workshop.run_files import RunFiles
@@ -123,6 +123,8 @@ def prepare_study(
     """
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = study.config
+    if locked is not None:  # before a teacher is trained for another study
+        refuse_another_study(folder, locked, known_config(config, locked))
     context = _context(study, folder, locked, data_root, cache, notify=lambda line: observe(Note(line)))
     database = database or database_of(folder, config.name, config.storage)
     database.notify = lambda line: observe(Note(line))

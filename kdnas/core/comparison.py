@@ -8,6 +8,7 @@ Statistics, 1979). The distribution function is the regularised incomplete beta 
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,13 +20,18 @@ def welch_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Return the two-sided p-value of Welch's t-test of equal means; None where either has fewer than two values."""
     if len(a) < 2 or len(b) < 2:
         return None
-    error_a, error_b = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
-    difference = statistics.fmean(a) - statistics.fmean(b)
-    error = error_a + error_b
+    (mean_a, error_a), (mean_b, error_b) = _mean(tuple(a)), _mean(tuple(b))
+    difference, error = mean_a - mean_b, error_a + error_b
     if error == 0:
         return 1.0 if difference == 0 else 0.0
     freedom = error**2 / (error_a**2 / (len(a) - 1) + error_b**2 / (len(b) - 1))
     return student_p_value(difference / math.sqrt(error), freedom)
+
+
+@functools.lru_cache(maxsize=4096)  # each is compared with all others
+def _mean(values: tuple[float, ...]) -> tuple[float, float]:
+    """Return the mean of at least two values, and the square of its standard error."""
+    return statistics.fmean(values), statistics.variance(values) / len(values)
 
 
 def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -7,11 +7,13 @@ comparable, and a brief score flatters whoever was lucky.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -36,12 +38,27 @@ from kdnas.core.words import commonest, counted
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 
+T = TypeVar("T")
+
 SIGNIFICANCE = 0.05
 """Below this p-value two students of a front count as different in their scores."""
 NEAR_WORST = 0.05
 """A lead over the worst score, such as that of always guessing alike, that is no success (`Quantity.lead`)."""
 FAR_BELOW_TEACHER = 0.75
 """Of the teacher's lead over the worst score: a student with a smaller share of it is no recommendation."""
+
+
+def once(work: Callable[[RunRecord], T]) -> Callable[[RunRecord], T]:
+    """Have what `work` returns of a run kept with it."""
+
+    @functools.wraps(work)
+    def kept(run: RunRecord) -> T:
+        key = f"{work.__module__}.{work.__qualname__}"
+        if key not in run.worked_out:
+            run.worked_out[key] = work(run)
+        return cast(T, run.worked_out[key])
+
+    return kept
 
 
 def measured_values(trial: TrialRecord) -> dict[str, float]:
@@ -71,6 +88,7 @@ def beside(arch: Arch, finalists: Iterable[TrialRecord]) -> tuple[Arch, ...]:
     return tuple(others[name] for name in sorted(others)) or (arch,)
 
 
+@once
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
     """Return the complete trials of the highest fidelity that has any: scores of different ones do not compare."""
     complete = [trial for trial in run.trials if trial.state == "complete"]
@@ -78,6 +96,7 @@ def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
     return tuple(trial for trial in complete if trial.fidelity.amount == highest)
 
 
+@once
 def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
     """Return the students the front is drawn from: retrained ones where there are any, else the `comparable` ones.
 
@@ -95,6 +114,7 @@ def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
     return tuple(member for member in sound if not breaches(member.values, run.goals)) or sound
 
 
+@once
 def front(run: RunRecord) -> tuple[FrontMember, ...]:
     """Return the Pareto front of `run`, mutually non-dominated, sorted by the first cheap objective."""
     members = candidates(run)
@@ -133,16 +153,14 @@ def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMe
     repeats = {member.trial.number: [repeat.score for repeat in member.trial.repeats] for member in members}
     alike: dict[int, tuple[FrontMember, ...] | None] = {}
     for member in members:
-        number = member.trial.number
-        tests = [(other, welch_p_value(repeats[number], repeats[other.trial.number])) for other in members]
-        alike[number] = (
-            None
-            if len(repeats[number]) < 2
-            else tuple(other for other, p in tests if other is not member and p is not None and p >= SIGNIFICANCE)
-        )
+        own = repeats[member.trial.number]
+        tests = [(other, welch_p_value(own, repeats[other.trial.number])) for other in members if len(own) >= 2]
+        found = tuple(other for other, p in tests if other is not member and p is not None and p >= SIGNIFICANCE)
+        alike[member.trial.number] = None if len(own) < 2 else found
     return alike
 
 
+@once
 def hypervolume(run: RunRecord) -> float | None:
     """Return the hypervolume of `front(run)` below the run's reference point; None while that is not known."""
     reference = _reference(run)
@@ -185,8 +203,8 @@ def hypervolume_over_time(
         if trial.number in counting and not breaches(values, run.limits):
             point = minimised([values], run.objectives)
             if not (points <= point).all(axis=1).any():  # a student that is no better changes nothing
+                volume += volumes.gain(points, point[0], reference)
                 points = np.vstack([points[~(point <= points).all(axis=1)], point])
-                volume = volumes.hypervolume(points, reference)
         curve.append((trial.number, seconds, volume))
     return curve
 
@@ -218,6 +236,7 @@ class Recommendation:
     words: str
 
 
+@once
 def recommended(run: RunRecord) -> Recommendation | None:
     """Return the student that the default pick means; None where there is no front."""
     members = front(run)

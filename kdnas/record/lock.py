@@ -397,20 +397,21 @@ def refuse_another_study(
     folder: Path,
     lock: Lock,
     config: StudyConfig,
-    space: SearchSpace,
-    fingerprints: Mapping[str, str],
+    space: SearchSpace | None = None,
+    fingerprints: Mapping[str, str] | None = None,
     device: str | None = None,
 ) -> None:
     """Raise RunFolderError showing every difference where the study is not that of the run in `folder`.
 
+    Without `space` and `fingerprints`, which are known once everything is open, it is compared as far as it is stated.
     Measurements of different devices are not comparable: `device` is stated where that
     counts.
     """
     was = lock.config.model_copy(update={"training": numerics_of(lock.config.training, config.training)})
-    fingerprints = hashes(config, space, fingerprints)
     of_old = {"evaluator": {"type": DISTIL}, "start": "random"}  # of old there was no other
     before = {**of_old, **_identity(was, lock.space, stated=True)}
-    after = _identity(config, space)
+    after = _identity(config, space or lock.space)
+    fingerprints = lock.fingerprints if fingerprints is None else hashes(config, space or lock.space, fingerprints)
     if device is not None:
         before, after = {**before, "device": lock.device}, {**after, "device": device}
     changed = _differences(shortened(before), shortened(after))

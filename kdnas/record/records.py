@@ -267,6 +267,8 @@ class RunRecord:
     """None where no audit was made."""
     teacher_further: Mapping[str, float] = field(default_factory=dict)
     """What is known of how good the teacher is on the test split in addition to its score, by name."""
+    worked_out: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What functions of the whole record have found (`once`): it does not change, and many ask."""
 
     @property
     def score(self) -> Quantity:

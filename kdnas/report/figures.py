@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdnas.core import hypervolume as volumes
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.words import capitalised, counted
@@ -23,6 +24,7 @@ from kdnas.record.front import (
     front,
     hypervolume_over_time,
     measured_values,
+    once,
     recommended,
 )
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
@@ -196,6 +198,16 @@ def score_figure(run: RunRecord, name: str) -> Figure:
     return Figure(f"{score.name}-{name}", title, caption, styled(drawing))
 
 
+@once
+def growth(run: RunRecord) -> dict[Fidelity, list[tuple[int, float, float]]]:
+    """Return how the hypervolume of the scores of each fidelity grew (`hypervolume_over_time`), the briefest first."""
+    complete = [trial for trial in run.trials if trial.state == "complete"]
+    fidelities = sorted({trial.fidelity for trial in complete}, key=lambda fidelity: fidelity.amount)
+    of = {each: [trial for trial in complete if trial.fidelity == each] for each in fidelities}
+    curves = {each: hypervolume_over_time(run, of[each], steps=complete) for each in fidelities}
+    return {each: curve for each, curve in curves.items() if curve}
+
+
 def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     """Return how the hypervolume grew, over "trials" or over "time", with what the teacher alone would give.
 
@@ -203,18 +215,13 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     each score of the search: one that is not its own leaves it as it was.
     """
     drawing = go.Figure()
-    complete = [trial for trial in run.trials if trial.state == "complete"]
-    fidelities = sorted({trial.fidelity for trial in complete}, key=lambda fidelity: fidelity.amount)
-    unit, xs = "s", [0.0]
-    for fidelity in fidelities:
-        counted = [trial for trial in complete if trial.fidelity == fidelity]
-        curve = hypervolume_over_time(run, counted, steps=complete)
-        if not curve:
-            continue
+    unit, xs, fidelities = "s", [0.0], [*growth(run)]
+    for fidelity, curve in growth(run).items():
         longest = curve[-1][1]
         unit, scale = ("h", 3600.0) if longest > 7200 else ("min", 60.0) if longest > 180 else ("s", 1.0)
         xs = [*map(float, range(1, len(curve) + 1))] if over == "trials" else [s / scale for _, s, _ in curve]
-        highest, own = fidelity == fidelities[-1], {trial.number for trial in counted}
+        highest = fidelity == fidelities[-1]
+        own = {trial.number for trial in run.trials if trial.fidelity == fidelity}
         drawing.add_scatter(
             x=xs, y=[volume for _, _, volume in curve], mode="lines+markers",
             name="students found so far" if len(fidelities) == 1 else f"scores {fidelity.reached}",

@@ -14,7 +14,7 @@ from kdnas.audit.result import AuditResult, audit_result
 from kdnas.errors import RunFolderError
 from kdnas.faults import reach
 from kdnas.plan.training_folder import full_trainings
-from kdnas.record.front import front, hypervolume_over_time
+from kdnas.record.front import front
 from kdnas.record.products import note_products
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report import summary
@@ -24,6 +24,7 @@ from kdnas.report.cut_figure import cut_figure
 from kdnas.report.figures import (
     Figure,
     cost_names,
+    growth,
     hypervolume_figure,
     importance_figure,
     score_figure,
@@ -117,7 +118,7 @@ def figures(run: RunRecord) -> list[Figure]:
         return []
     drawings = [score_figure(run, name) for name in cost_names(run)]
     drawings.append(parallel_figure(run))
-    if hypervolume_over_time(run):
+    if growth(run):
         drawings += [hypervolume_figure(run, "trials"), hypervolume_figure(run, "time")]
     shares = importance(run)
     if shares.shares:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted
 from kdnas.record.front import comparable, front, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
+from kdnas.record.rows import showing
 from kdnas.report.wording import duration, label, number
 from kdnas.study.tune import TuneRange
 
@@ -181,7 +183,8 @@ def losses_of(run: RunRecord, trials: Iterable[TrialRecord]) -> tuple[list[Trial
 
 def _better_by_chance(ours: Sequence[float], others: Sequence[float]) -> float:
     """Return how likely `ours` are so much below `others` by chance (Mann and Whitney's U, normal approximation)."""
-    wins = sum((a < b) + 0.5 * (a == b) for a in ours for b in others)
+    ranked = sorted(others)
+    wins = sum(len(others) - 0.5 * (bisect_left(ranked, a) + bisect_right(ranked, a)) for a in ours)
     pairs = len(ours) * len(others)
     deviation = math.sqrt(pairs * (len(ours) + len(others) + 1) / 12)
     return 0.5 * math.erfc((wins - pairs / 2) / deviation / math.sqrt(2)) if pairs else 1.0
@@ -240,6 +243,8 @@ FEWEST_TRIALS = 10
 """Below so many complete trials an importance is noise and none is shown."""
 # Trees times trials: the forest shrinks as trials grow, because a live page is redrawn after every trial.
 _TREE_TRIALS = 6400
+_MOST_TRIALS = 2000
+"""As many are drawn of more: to marginalise a tree over a setting of real numbers takes the square of its size."""
 _FILLINGS = 4
 """So often is what a student does not have drawn anew: one drawing would correlate with the score by chance."""
 
@@ -257,17 +262,20 @@ def importance(run: RunRecord) -> Importance:
     complete, _ = losses_of(run, (trial for trial in run.trials if trial.state == "complete"))
     # Of a search with rungs: the scores of the one that most students reached.
     usual = search_fidelity(complete) if complete else None
-    trials = [trial for trial in complete if trial.fidelity == usual]
+    everyone = [trial for trial in complete if trial.fidelity == usual]
+    drawn = np.random.default_rng(0).permutation(len(everyone))[:_MOST_TRIALS]
+    trials = [everyone[place] for place in sorted(drawn)]
     scores = [measured_values(trial)[run.score.name] for trial in trials]
     if len(trials) < FEWEST_TRIALS:
         return Importance({}, f"Needs at least {FEWEST_TRIALS} complete trials; there are {len(trials)}.")
     columns = searched(run, trials)
+    share = "" if len(trials) == len(everyone) else f" of {len(everyone)}, drawn at random,"
     if not columns or min(scores) == max(scores):
         return Importance({}, "Every complete trial made the same choices or reached the same score.")
     return Importance(
         _shares(columns, scores),
         f"Share of the variance of {label(run.score.name)} that each choice explains by itself: functional ANOVA "
-        f"(Hutter et al., ICML 2014), a random forest on the {len(trials)} brief scores of the search "
+        f"(Hutter et al., ICML 2014), a random forest on {len(trials)}{share} brief scores of the search "
         f"{trials[0].fidelity.reached}. Choices that took one value are left out. Where a student does not have a "
         "choice, such as the width of a stage left out, that does not depend on the choice and counts for the one that "
         "left it out, such as the stage’s depth. It describes the students that this search visited, not the whole "
@@ -315,18 +323,16 @@ def _effects(
             study = optuna.create_study(direction="maximize")
         finally:
             optuna.logging.set_verbosity(verbosity)
-        study.add_trials(
-            [
-                optuna.trial.create_trial(
-                    value=score,
-                    params={name: values[i] for name, (values, _) in encoded.items()},
-                    distributions={name: distribution for name, (_, distribution) in encoded.items()},
-                )
-                for i, score in enumerate(scores)
-            ]
-        )
+        trials = [
+            optuna.trial.create_trial(
+                value=score,
+                params={name: values[i] for name, (values, _) in encoded.items()},
+                distributions={name: distribution for name, (_, distribution) in encoded.items()},
+            )
+            for i, score in enumerate(scores)
+        ]
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, max_depth=32, seed=0)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        found = optuna.importance.get_param_importances(showing(study, trials), evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
 
 

@@ -18,15 +18,22 @@ from kdnas.training.recipe import Training, numerics_of
 
 
 def settled_config(config: StudyConfig, device: torch.device, lock: Lock | None) -> StudyConfig:
-    """Return `config` with its training settled, as in the run's `lock` where there is one.
+    """Return `config` with its training settled, as in the run's `lock` where there is one."""
+    known = known_config(config, lock)
+    return known.model_copy(update={"training": settled(known.training, device)})
+
+
+def known_config(config: StudyConfig, lock: Lock | None) -> StudyConfig:
+    """Return `config` with its training settled as far as it is stated, or stands in the run's `lock`.
 
     The `threads` that an executor is given are those of its trainings.
     """
     training, stated = config.training, config.executor.options.get("threads")
     if training.threads == "auto" and isinstance(stated, int):
         training = training.model_copy(update={"threads": stated})
-    known = training if lock is None else numerics_of(training, lock.config.training)
-    return config.model_copy(update={"training": settled(known, device)})
+    return config.model_copy(
+        update={"training": training if lock is None else numerics_of(training, lock.config.training)}
+    )
 
 
 def resumed(lock: Lock, config: StudyConfig, here: Machine) -> Lock:

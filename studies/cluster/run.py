@@ -154,14 +154,16 @@ def fill(folder: Path, count: int) -> None:
     names = [choice.name for choice in run.lock.space.choices]
     generator = np.random.default_rng(0)
     seen = {trial.arch.arch_id for trial in run.trials}
-    with kept.at_once():
-        while count:
+
+    def add() -> None:
+        left = count
+        while left:
             choices = {name: int(generator.integers(1, 5)) for name in names}
             arch = Arch.of(run.lock.space.name, choices)
             if arch.arch_id in seen:
                 continue
             seen.add(arch.arch_id)
-            count -= 1
+            left -= 1
             values = {**score(choices, 1, 1.0, 0, 0.0), **price(choices, 0.0)}
             kept.study.add_trial(
                 optuna.trial.create_trial(
@@ -179,6 +181,8 @@ def fill(folder: Path, count: int) -> None:
                     },
                 )
             )
+
+    kept.at_once(add)
 
 
 def write(file: Path, found: dict[str, Any]) -> None:

@@ -314,3 +314,10 @@ def test_pick_may_speak_of_the_teacher():
     assert pick(run, "macs<=5%").trial.number == 1
     with pytest.raises(ConfigError, match="speaks of the teacher, and there is none"):
         pick(replace(run, teacher=None), "teacher-2")
+
+
+def test_what_was_found_of_a_run_is_kept_with_it_and_not_with_one_that_has_changed():
+    run = run_of([complete(0, 0.5, 50), complete(1, 0.9, 80)])
+    assert front(run) is front(run)
+    assert numbers(front(replace(run, trials=run.trials[:1]))) == [0]
+    assert numbers(front(run)) == [0, 1]

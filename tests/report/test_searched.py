@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from synthetic_run import complete, run_of
 
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.report.parallel import parallel_figure
-from kdnas.report.searched import importance, searched, stuck_at_bounds
+from kdnas.report.searched import _better_by_chance, importance, searched, stuck_at_bounds
 from kdnas.study.spaces import arch_of
 from kdnas.study.tune import TuneRange
 
@@ -171,3 +172,13 @@ def test_chance_alone_hardly_ever_looks_stuck():
     rng = np.random.default_rng(11)
     runs = [tuned_run(0.001 * 100 ** rng.random(20), lambda rate: float(rng.random())) for _ in range(100)]
     assert sum(bool(stuck_at_bounds(run)) for run in runs) <= 2
+
+
+def test_how_likely_one_group_is_better_by_chance_is_that_of_mann_and_whitney():
+    rng = np.random.default_rng(0)
+    for ours, others in ((rng.normal(size=30), rng.normal(0.5, size=50)), (rng.integers(0, 4, 20), np.arange(12) % 4)):
+        pairs = len(ours) * len(others)
+        wins = pairs - stats.mannwhitneyu(ours, others).statistic
+        deviation = np.sqrt(pairs * (len(ours) + len(others) + 1) / 12)
+        expected = stats.norm.sf((wins - pairs / 2) / deviation)
+        assert _better_by_chance(list(ours), list(others)) == pytest.approx(expected)
