@@ -34,6 +34,8 @@ def work_off(
         finished = executor.wait(_POLL_S)
         for line in executor.take_notes():
             observe(Note(line, passing=passing))
+        for line in executor.take_notices():
+            observe(Note(line))
         for key, done in executor.take_progress().items():
             observe(Advanced(key, done))
         for one in finished:

@@ -121,6 +121,10 @@ class PackedExecutor(Executor[Job, Result]):
         """Return the passing lines that workers sent since the last call."""
         return self._inner.take_notes()
 
+    def take_notices(self) -> list[str]:
+        """Return what the user should know of the workers since the last call."""
+        return self._inner.take_notices()
+
     def take_progress(self) -> dict[str, float]:
         """Return how far running jobs have come: each as far as its pack."""
         packs = self._inner.take_progress().items()

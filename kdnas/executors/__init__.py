@@ -95,6 +95,10 @@ class Executor(ABC, Generic[T, R]):
         """Return the passing lines that workers sent since the last call."""
         return []
 
+    def take_notices(self) -> list[str]:
+        """Return what the user should know of the workers since the last call: one that was lost, or does not begin."""
+        return []
+
     def take_progress(self) -> dict[str, float]:
         """Return how far running jobs have come since the last call, by key: shares in [0, 1] where reported."""
         return {}

@@ -53,12 +53,13 @@ class NewsExecutor(Executor[T, R]):
     def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
         super().__init__(make_evaluate)
         self._notes: list[str] = []
+        self._notices: list[str] = []
         self._progress: dict[str, float] = {}
 
     @property
     def has_news(self) -> bool:
-        """Whether passing lines or progress wait to be taken."""
-        return bool(self._notes or self._progress)
+        """Whether lines or progress wait to be taken."""
+        return bool(self._notes or self._notices or self._progress)
 
     @abstractmethod
     def _round(self, pause_s: float) -> list[Finished[R]]:
@@ -79,6 +80,11 @@ class NewsExecutor(Executor[T, R]):
         """Return the passing lines that workers sent since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+    def take_notices(self) -> list[str]:
+        """Return what the user should know of the workers since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def take_progress(self) -> dict[str, float]:
         """Return how far running jobs have come since the last call, by key."""
@@ -177,7 +183,7 @@ class ListeningExecutor(NewsExecutor[T, R], Generic[T, R, W]):
         if waited > worker.noticed_s + _START_NOTICE_S:
             worker.noticed_s += _START_NOTICE_S
             left = f"at {self.start_limit_s:g} s another takes its place"
-            self._notes.append(f"a worker has been opening data and teacher for {waited:.0f} s; {left}")
+            self._notices.append(f"a worker has been opening data and teacher for {waited:.0f} s; {left}")
         return []
 
     def _count_failed_start(self, reason: str) -> None:
@@ -186,3 +192,4 @@ class ListeningExecutor(NewsExecutor[T, R], Generic[T, R, W]):
         if self._start_failures >= _START_FAILURES_ALLOWED:
             self.close()
             raise RunError(f"{self._start_failures} {self.called} in a row could not start; the last: {reason}")
+        self._notices.append(f"a worker could not start, and another takes its place: {reason}")

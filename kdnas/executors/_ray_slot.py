@@ -64,6 +64,7 @@ class Heard:
 
     finished: tuple[Finished[Any], ...] = ()
     notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     progress: Mapping[str, float] = field(default_factory=dict)
     opening: bool = False
     """Whether its worker still opens its data."""
@@ -107,9 +108,8 @@ class Slot:
                     opening = self._executor.opening
                 passed = time.monotonic() - began
                 if finished or was_opening != opening or passed >= self._patience():
-                    return Heard(
-                        tuple(finished), tuple(self._executor.take_notes()), self._executor.take_progress(), opening
-                    )
+                    notes, notices = tuple(self._executor.take_notes()), tuple(self._executor.take_notices())
+                    return Heard(tuple(finished), notes, notices, self._executor.take_progress(), opening)
         except (InputError, RunError) as error:
             return Heard(broken=error)
 

@@ -158,7 +158,7 @@ class Ray(NewsExecutor[T, R]):
 
     def _round(self, pause_s: float) -> list[Finished[R]]:
         finished = self._hear(min(pause_s, _LOOK_S))
-        self._look()
+        finished += self._look()
         self._hand_out()
         return finished
 
@@ -247,6 +247,7 @@ class Ray(NewsExecutor[T, R]):
             self.close()
             raise heard.broken
         self._notes += heard.notes
+        self._notices += heard.notices
         self._progress |= heard.progress
         ended = [one for one in heard.finished if slot.task is not None and one.key == slot.task.key]
         if ended:
@@ -270,7 +271,7 @@ class Ray(NewsExecutor[T, R]):
                     f"{self._failed_starts} workers in a row could not start on the cluster; the last: {reason}"
                 )
         else:
-            self._notes.append(f"the worker on {slot.place.host} was lost: {reason}")
+            self._notices.append(f"the worker on {slot.place.host} was lost: {reason}")
         self._slots[self._slots.index(slot)] = self._asked_for()
         if slot.task is None:
             return []
@@ -289,22 +290,26 @@ class Ray(NewsExecutor[T, R]):
                 slot.task = self._waiting.popleft()
                 slot.ask(slot.actor.work.remote(slot.task.key, slot.task.job, slot.task.time_limit_s))
 
-    def _look(self) -> None:
-        """Handle slots that went silent and nodes that came, and report what waits for a node."""
+    def _look(self) -> list[Finished[R]]:
+        """Handle slots that went silent and nodes that came, and report what waits for a node.
+
+        Returns the jobs that are given up with a silent slot.
+        """
         self._cluster.check()
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
-            return
-        self._looked = now
+            return []
+        self._looked, finished = now, []
         for slot in [each for each in self._slots if each.call is not None and each.place is not None]:
             if now - slot.called > _SILENCE_S:
                 slot.call = None
-                self._lost(slot, RunError(f"it has sent nothing for {now - slot.called:.0f} s"))
+                finished += self._lost(slot, RunError(f"it has sent nothing for {now - slot.called:.0f} s"))
         if self._workers is None:
             self._slots += [self._asked_for() for _ in range(self._wanted() - len(self._slots))]
         if self._waiting and now - self._announced > _PATIENCE_S and all(slot.place is None for slot in self._slots):
             self._announced = now
-            self._notes.append(f"no node has room for a worker, which takes {_shown(self._needs.as_dict())}")
+            self._notices.append(f"no node has room for a worker, which takes {_shown(self._needs.as_dict())}")
+        return finished
 
 
 def _cause(error: Exception) -> str:

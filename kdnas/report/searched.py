@@ -243,7 +243,7 @@ FEWEST_TRIALS = 10
 """Below so many complete trials an importance is noise and none is shown."""
 # Trees times trials: the forest shrinks as trials grow, because a live page is redrawn after every trial.
 _TREE_TRIALS = 6400
-_MOST_TRIALS = 2000
+_MOST_TRIALS = 1000
 """As many are drawn of more: to marginalise a tree over a setting of real numbers takes the square of its size."""
 _FILLINGS = 4
 """So often is what a student does not have drawn anew: one drawing would correlate with the score by chance."""

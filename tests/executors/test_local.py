@@ -209,7 +209,10 @@ def test_workers_that_never_get_ready_are_given_up_and_told(monkeypatch):
     with pytest.raises(RunError, match=r"3 workers in a row could not start; the last: it was not ready after 0\.3 s"):
         for _ in range(600):
             assert executor.wait(0.1) == []
-    assert any("has been opening data and teacher for" in note for note in executor.take_notes())
+    notices = executor.take_notices()
+    assert any("has been opening data and teacher for" in notice for notice in notices)
+    assert sum("another takes its place: it was not ready after 0.3 s" in notice for notice in notices) == 2
+    assert executor.take_notices() == executor.take_notes() == []
 
 
 class Drawn:

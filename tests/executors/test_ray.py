@@ -105,7 +105,7 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
     (second,) = collect(executor, 1)
     assert (second.key, second.failure) == ("b", None)
     assert second.result.seen["pid"] != first.result.seen["pid"]
-    assert "was lost" in executor.take_notes()[0]
+    assert "was lost" in executor.take_notices()[0]
     assert executor.running == 0
 
 
@@ -142,6 +142,20 @@ def test_a_job_with_which_workers_are_lost_again_and_again_is_given_up(build):
     executor.submit("a", Task("square", x=1))
     (finished,) = collect(executor, 1)
     assert "3 workers were lost while they worked on it" in finished.failure
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_job_whose_workers_fall_silent_again_and_again_is_given_up(build):
+    executor, finished = build(workers=1), []
+    executor.submit("a", Task("sleep", seconds=600))
+    while not finished:
+        (slot,) = executor._slots
+        if slot.task is not None and slot.call is not None:
+            slot.called -= 1000
+        finished = executor.wait(0.5)
+    assert "3 workers were lost while they worked on it: it has sent nothing for" in finished[0].failure
+    assert executor.running == 0
 
 
 def lose_the_actor():

@@ -123,6 +123,16 @@ def test_a_run_whose_cache_is_gone_goes_on_with_its_own_teacher(whole: Path, tmp
     assert_same(folder, whole)
 
 
+def test_other_threads_are_refused_before_a_teacher_is_trained_for_them(whole: Path, tmp_path: Path) -> None:
+    study, folder = write(tmp_path), tmp_path / "run"
+    shutil.copytree(whole, folder)
+    again = run("search", study, "--out", folder, "--set", "training.threads=2", parent=tmp_path)
+    assert again.code == 2
+    assert "training.threads: 1 -> 2" in again.stderr
+    assert not (tmp_path / "cache").exists()
+    assert_same(folder, whole)
+
+
 @pytest.mark.parametrize("kept", ["rungs/*.safetensors", "teacher-*.safetensors"])
 def test_damaged_files_of_a_run_are_made_anew(kept: str, whole: Path, tmp_path: Path) -> None:
     study, folder = write(tmp_path), tmp_path / "run"
