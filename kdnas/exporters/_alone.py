@@ -47,7 +47,7 @@ def run_alone(script: Path, *arguments: object, folder: Path, absent: Sequence[s
         raise ExportError(f"{script.name}: it did not finish within {_TIME_LIMIT_S} seconds") from None
     if ran.returncode != 0:
         last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
-        if ours := re.search(r"No module named '(kdnas[.\w]*)'", last):
+        if ours := re.search(r"(?:No module named '|import of )(kdnas[.\w]*)", last):
             what = f"the code that builds the network needs {ours[1]}, and exports run without kdnas"
             raise ExportError(f"{script.name}: {what} (allowed: a factory that builds it with torch alone)")
         raise ExportError(f"{script.name}: it fails when run alone: {last}")

@@ -223,7 +223,7 @@ def test_weights_stand_alone_where_the_network_cannot_be_written_as_code(student
         ("import torch\n", r"defines no build_student\(\)"),
         (
             "import kdnas\ndef build_student(): return kdnas\n",
-            "the code that builds the network needs kdnas, and exports run without",
+            "builds the network needs kdnas, and exports run without",
         ),
     ],
 )
