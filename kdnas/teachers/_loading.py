@@ -31,7 +31,7 @@ HOW_TO_CONVERT = (
     "where you trust it, load it yourself and save its state dict: "
     "safetensors.torch.save_model(model, 'teacher.safetensors')"
 )
-MAYBE_SEEN = "its accuracy on the validation split is optimistic if it was trained on that split"
+MAYBE_SEEN = "its score on the validation split is optimistic if it was trained on that split"
 _INDEX = ".index.json"
 
 

@@ -83,7 +83,7 @@ def test_the_length_is_doubled_until_a_doubling_gives_less_than_a_point(tmp_path
     notes, tried = {}, []
     config = load_study(tiny.write(tmp_path), [f"final={{until: flat, epochs: 5, max_epochs: {most}}}"]).config
 
-    def score(self, executor, trial, epochs):
+    def score(self, executor, trial, epochs, others):
         tried.append(epochs)
         if epochs not in scores:
             raise TrialError("the loss is not finite")
