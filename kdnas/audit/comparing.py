@@ -220,8 +220,7 @@ def run_comparison(
             return False
         task = waiting.popleft()
         running[task.key(fidelity)] = task
-        student = task.student
-        job = final_job(comparison.config, 0, student.arch, student.tuned, task.seed, others=(student.arch,))
+        job = final_job(comparison.config, 0, task.student.arch, task.student.tuned, task.seed)
         job = dataclasses.replace(job, recipe=task.recipe, test=False, checkpoint=None)
         executor.submit(task.key(fidelity), job, time_limit_s=comparison.config.time_limit_s(fidelity))
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -229,31 +229,21 @@ IMAGES = KindOfWork(
     cut=_CUT_OF_IMAGES,
     latency="{threads: 1}",
 )
+_LABELLED_TEXTS = KindOfWork(
+    samples="texts",
+    size="the texts' length",
+    size_option="length",
+    data="text_table",
+    teacher="sequence_classifier",
+    shape="64x30522",
+    views=_TEXT_VIEWS,
+    cut=_CUT_OF_TEXTS,
+    latency=_OF_A_TEXT,
+    space="texts_bert",
+)
 OF_TEXTS = {
-    "text_classification": KindOfWork(
-        samples="texts",
-        size="the texts' length",
-        size_option="length",
-        data="text_table",
-        teacher="sequence_classifier",
-        shape="64x30522",
-        views=_TEXT_VIEWS,
-        cut=_CUT_OF_TEXTS,
-        latency=_OF_A_TEXT,
-        space="texts_bert",
-    ),
-    "text_ranking": KindOfWork(
-        samples="lists",
-        size="the texts' length",
-        size_option="length",
-        data="text_lists",
-        teacher="sequence_classifier",
-        shape="64x30522",
-        views=_TEXT_VIEWS,
-        cut=_CUT_OF_TEXTS,
-        latency=_OF_A_TEXT,
-        space="texts_bert",
-    ),
+    "text_classification": _LABELLED_TEXTS,
+    "text_ranking": replace(_LABELLED_TEXTS, samples="lists", data="text_lists"),
     "language_modelling": KindOfWork(
         samples="blocks",
         size="the blocks' length",

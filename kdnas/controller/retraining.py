@@ -275,9 +275,9 @@ class Retraining:
         student, how = f"student {trial.arch.arch_id}", "directly" if direct else "on labels alone"
         adds = f"the route {self._config.final.route}" if direct else "distillation"
         self._observe(Note(f"training {student} once {how}, to measure what {adds} adds"))
-        make = final_job if direct else control_job
+        student_of = self._config, trial.number, trial.arch, trial.tuned, 0, self._larger_of_first(trial)
         others = beside(trial.arch, self._opened.snapshot().retrained)
-        job = make(self._config, trial.number, trial.arch, trial.tuned, 0, self._larger_of_first(trial), others=others)
+        job = final_job(*student_of, others=others) if direct else control_job(*student_of)
         job = dataclasses.replace(job, checkpoint=None)
         fidelity = self._config.final_fidelity
         try:

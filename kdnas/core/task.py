@@ -85,6 +85,11 @@ class TaskSpec:
         return (self.candidates,) if self.candidates else ()
 
     @property
+    def runs(self) -> int:
+        """How often a network runs for a sample: once, or for each candidate of a list."""
+        return self.candidates or 1
+
+    @property
     def logits(self) -> int:
         """Logits of a prediction: as many as a network's outputs, or the scores of a list."""
         return self.candidates or self.outputs
@@ -107,13 +112,13 @@ class TaskSpec:
     @property
     def numbers(self) -> int:
         """How many numbers a sample's inputs have."""
-        return math.prod(self.listed) * sum(math.prod(taken.shape) for taken in self.inputs)
+        return self.runs * sum(math.prod(taken.shape) for taken in self.inputs)
 
     @property
     def positions(self) -> int:
         """How many places of a sample a network works on: pixels of an image, tokens of a sequence or of a list."""
         first = self.inputs[0]
-        return math.prod((*self.listed, *(first.shape[1:] if first.kind == "pixels" else first.shape)))
+        return self.runs * math.prod(first.shape[1:] if first.kind == "pixels" else first.shape)
 
     def at(self, size: int) -> TaskSpec:
         """Return the task of the same samples brought to `size` pixels high, or tokens long."""

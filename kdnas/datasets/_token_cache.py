@@ -95,6 +95,11 @@ class Reader:
     lists: bool = False
     """Whether a row is a query with candidates, and its label the place of the right one."""
 
+    @property
+    def samples(self) -> str:
+        """What rows become."""
+        return "lists" if self.lists else "texts"
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the samples in addition to the files. Raises DataError where there is no tokenizer."""
         return {
@@ -277,15 +282,20 @@ class _Making:
         places = np.array(self.places, dtype=np.int64).reshape(-1, *listed, 2)[order]
         labels = labels[order]
         trained = counts["train"] + counts["validation"]
-        check = _check_lists if of_lists else _check_values if of_numbers else _check_labels
-        check(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
+        if of_numbers:
+            _check_values(self.source.name, labels[: counts["train"]])
+        if not (of_lists or of_numbers):
+            _check_labels(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
+        elif not counts["test"]:
+            what = f"there are no test {self.reader.samples}"
+            raise DataError(Problem(f"{self.source.name}: test", what, "`test` or `test_fraction`"))
         if (self.work / "segments.bin").stat().st_size == 0:
             (self.work / "segments.bin").unlink()
         np.save(self.work / "places.npy", places)
         np.save(self.work / "labels.npy", labels)
         length = limit if self.reader.length else min(limit, -(-self.longest // _MULTIPLE) * _MULTIPLE)
         meta = {
-            "kind": "lists" if of_lists else "texts",
+            "kind": self.reader.samples,
             "name": self.source.name,
             "class_names": list(names),
             "train_count": trained,
@@ -299,7 +309,7 @@ class _Making:
                 *self.found.notes,
                 *notes,
                 *self._notes(tokenizer, limit),
-                *doubts([self.digests[place] for place in order], labels, names, counts, _called(of_lists)),
+                *doubts([self.digests[place] for place in order], labels, names, counts, self.reader.samples),
             ],
         }
         files = [self.work / name for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy")]
@@ -428,10 +438,6 @@ class _Making:
             yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
 
 
-def _called(lists: bool) -> str:
-    return "lists" if lists else "texts"
-
-
 _NUMBER = re.compile(r"[+-]?(((0|[1-9]\d*)([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 """A number as programs write one. With other zeros or signs, as 007 or 1_000, it is a name."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
@@ -479,22 +485,10 @@ def _check_labels(
         raise DataError(problems)
 
 
-def _check_values(
-    name: str, labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int], wheres: Sequence[str]
-) -> None:
-    """Raise DataError where labels that are numbers do not pose a task."""
-    if (labels[: counts["train"]] == labels[0]).all():
+def _check_values(name: str, labels: np.ndarray) -> None:
+    """Raise DataError where the training labels are numbers and do not pose a task."""
+    if (labels == labels[0]).all():
         raise DataError(Problem(f"{name}: train", f"every label is {labels[0]:g}: nothing is there to predict"))
-    if not counts["test"]:
-        raise DataError(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
-
-
-def _check_lists(
-    name: str, labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int], wheres: Sequence[str]
-) -> None:
-    """Raise DataError where lists leave the test split empty."""
-    if not counts["test"]:
-        raise DataError(Problem(f"{name}: test", "there are no test lists", "`test` or `test_fraction`"))
 
 
 def mapped(path: Path, dtype: str, count: int) -> np.ndarray:

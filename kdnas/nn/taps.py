@@ -6,7 +6,6 @@ W height and width, D embedding width.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -287,7 +286,7 @@ def text_mask(inputs: Sequence[Tensor], place: int | None) -> Tensor | None:
 
 def example_samples(spec: TaskSpec, device: torch.device, count: int = 2) -> tuple[Tensor, ...]:
     """Return `count` samples of the task: `example_inputs`, or lists of them, [B, K, ...]."""
-    made = example_inputs(spec, device, count * math.prod(spec.listed))
+    made = example_inputs(spec, device, count * spec.runs)
     return tuple(taken.unflatten(0, (count, *spec.listed)) for taken in made)
 
 

@@ -83,9 +83,9 @@ def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
 
 
 def beside(arch: Arch, finalists: Iterable[TrialRecord]) -> tuple[Arch, ...]:
-    """Return those that learn with a student of `arch` where the front learns together: its equal if it is alone."""
+    """Return those that learn with a student of `arch` where the front learns together: none if it is alone."""
     others = {trial.arch.arch_id: trial.arch for trial in finalists if trial.arch != arch}
-    return tuple(others[name] for name in sorted(others)) or (arch,)
+    return tuple(others[name] for name in sorted(others))
 
 
 @once

@@ -296,7 +296,7 @@ class Derived(StudentFamily):
             batches,
             method=self._method,
             depth=self._block_importance,
-            compared=max(2, compared // math.prod(self.task.listed)),
+            compared=max(2, compared // self.task.runs),
             through=module,
             mask=mask_place(self.task),
         )

@@ -103,18 +103,14 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, Scalar]) -> Recipe:
 def final_recipe(config: StudyConfig, tuned: Mapping[str, Scalar], others: Iterable[Arch] = ()) -> Recipe:
     """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution.
 
-    `others` are those that learn with it where that is the front. Raises ConfigError where there are none.
+    `others` are those that learn with it where that is the front; without any it is one of its kind.
     """
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(update=config.final_fidelity.training)
     distillation = config.final.distillation or recipe.distillation
     if distillation.peers == FRONT:
         peers = tuple(Peer(family=arch.family, choices=dict(arch.choices)) for arch in others)
-        if not peers:
-            raise ConfigError(
-                Problem("final.distillation.peers", "there is no front yet whose students learn together")
-            )
-        distillation = distillation.model_copy(update={"peers": peers})
+        distillation = distillation.model_copy(update={"peers": peers or None})
     return recipe.model_copy(update={"training": training, "distillation": distillation})
 
 

@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, K candidates of a list.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -17,7 +17,7 @@ from kdnas.registry import Section
 from kdnas.tasks import Described, Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from kdnas.nn.rows import Batch
 
@@ -86,3 +86,17 @@ class Texts(Task):
         from kdnas.nn.pieces import Beginnings
 
         return Beginnings(network, None if size is None or size >= self.spec.size else size)
+
+
+class TextsOfKeptRows(Texts):
+    """Texts whose tally keeps what it is made of row by row: `scores` are known of all samples alone."""
+
+    def together(self, tallies: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all batches."""
+        import torch
+
+        return torch.cat(list(tallies))
+
+    def score(self, tally: Tensor) -> float:
+        """Return the one of `scores` that the study scores by."""
+        return self.scores(tally)[self.spec.score.name]

@@ -12,14 +12,14 @@ Shapes: B batch, K candidates of a list, T tokens, M rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdnas.core.scores import scores_of_ranks
 from kdnas.tasks import TASKS
-from kdnas.tasks._texts import Texts
+from kdnas.tasks._texts import TextsOfKeptRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @TASKS.register
-class TextRanking(Texts):
+class TextRanking(TextsOfKeptRows):
     """Lists of pairs as tokens, mask and segments [B, K, T]; the score is the share whose right one is first.
 
     Targets are the places of the right ones, int64 [B].
@@ -43,16 +43,6 @@ class TextRanking(Texts):
         own = rows.logits.gather(1, rows.targets[:, None])
         found = [(rows.logits > own).sum(dim=1), (rows.logits == own).sum(dim=1)]
         return torch.stack(found, dim=1).double().flatten()
-
-    def together(self, tallies: Sequence[Tensor]) -> Tensor:
-        """Return the ranks of all batches."""
-        import torch
-
-        return torch.cat(list(tallies))
-
-    def score(self, tally: Tensor) -> float:
-        """Return the one of `scores` that the study scores by."""
-        return self.scores(tally)[self.spec.score.name]
 
     def scores(self, tally: Tensor) -> Mapping[str, float]:
         """Return the share of lists whose right candidate is first, and the mean reciprocal rank."""

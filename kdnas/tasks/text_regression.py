@@ -7,14 +7,14 @@ Shapes: B batch, T tokens, M rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdnas.core.scores import scores_of_values
 from kdnas.tasks import TASKS
-from kdnas.tasks._texts import Texts
+from kdnas.tasks._texts import TextsOfKeptRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @TASKS.register
-class TextRegression(Texts):
+class TextRegression(TextsOfKeptRows):
     """Texts as tokens [B, T] with a mask [B, T], of pairs also the segments [B, T]; the score is a correlation.
 
     Targets are numbers, float32 [B], and networks answer with one, [B, 1].
@@ -34,16 +34,6 @@ class TextRegression(Texts):
         import torch
 
         return torch.stack([rows.logits[:, 0].double(), rows.targets.double()], dim=1).flatten()
-
-    def together(self, tallies: Sequence[Tensor]) -> Tensor:
-        """Return the pairs of all batches: ranks are known of all samples alone."""
-        import torch
-
-        return torch.cat(list(tallies))
-
-    def score(self, tally: Tensor) -> float:
-        """Return the one of `scores` that the study scores by."""
-        return self.scores(tally)[self.spec.score.name]
 
     def scores(self, tally: Tensor) -> Mapping[str, float]:
         """Return Spearman's and Pearson's correlation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -96,8 +95,7 @@ def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:
 
     Of lists so many candidates.
     """
-    listed = math.prod(spec.listed)
     answers = _EVALUATION_BYTES // (spec.rows * spec.logits * 4)
     if device.type != "cuda":
-        return max(1, min(answers, 512 // listed))
-    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), answers, 8192 // listed))
+        return max(1, min(answers, 512 // spec.runs))
+    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), answers, 8192 // spec.runs))

@@ -231,9 +231,11 @@ class Distillation(Section):
     @property
     def further_peers(self) -> int:
         """How many students are trained together with each one."""
-        others = len(self.peers) if isinstance(self.peers, tuple) else 1
-        others = self.peers - 1 if isinstance(self.peers, int) else others
-        return others if self.learns_of(PEERS) else 0
+        if not self.learns_of(PEERS):
+            return 0
+        if isinstance(self.peers, tuple):
+            return len(self.peers)
+        return self.peers - 1 if isinstance(self.peers, int) else 1
 
     @property
     def average_decay(self) -> float | None:

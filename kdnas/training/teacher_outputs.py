@@ -389,5 +389,5 @@ def views_key(
         top_k=None if top_k is None else top_k if drawn else min(top_k, shapes.outputs),
         drawn=drawn,
         predictions=train.task.spec.rows,
-        embeddings=math.prod(train.task.spec.listed),
+        embeddings=train.task.spec.runs,
     )

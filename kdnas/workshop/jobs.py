@@ -178,10 +178,9 @@ def control_job(
     tuned: Mapping[str, Scalar],
     repeat: int,
     larger: LargerStudent | None = None,
-    others: Iterable[Arch] = (),
 ) -> Job:
     """Return retraining `repeat` of finalist `number` without its teacher: cross entropy alone, at weight 1."""
-    job = final_job(config, number, arch, tuned, repeat, larger, None, others)
+    job = final_job(config, number, arch, tuned, repeat, larger)
     task = labels_alone(config.distillation)
     return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -680,7 +679,7 @@ def load_data(config: Member, data_root: Path, cache: Path) -> Data:
 
 def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return (inputs, targets) of at most `count` of `train`, plain, always the same; of lists so many candidates."""
-    wanted = max(1, count // math.prod(train.task.spec.listed))
+    wanted = max(1, count // train.task.spec.runs)
     batch = next(train.epoch(0, batch_size=min(wanted, len(train)), seed=0))
     return batch.inputs, batch.targets
 

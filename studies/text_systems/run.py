@@ -62,17 +62,7 @@ def main() -> None:
     for name in arguments.only.split(","):
         folder = arguments.runs / name
         if not arguments.tables:
-            command = [
-                sys.executable,
-                "-m",
-                "kdnas",
-                "search",
-                str(HERE / name),
-                "--out",
-                str(folder),
-                "--workers",
-                "1",
-            ]
+            search = [sys.executable, "-m", "kdnas", "search", str(HERE / name), "--out", str(folder)]
             if name == LISTS:
                 lists = arguments.runs / f"{LISTS}_lists"
                 if arguments.minilm is None and not (lists / "teacher").exists():
@@ -80,8 +70,8 @@ def main() -> None:
                     continue
                 base = ["--base", str(arguments.minilm)]
                 subprocess.run([sys.executable, str(HERE / LISTS / "lists.py"), str(lists), *base], check=True)
-                command += ["--data-root", str(lists)]
-            subprocess.run(command, check=True)
+                search += ["--data-root", str(lists)]
+            subprocess.run([*search, "--workers", "1"], check=True)
         if folder.exists():
             for row in measured(name, folder):
                 atomic.write_text(RESULTS / f"{name}-{row['arch']}.json", json.dumps(row, indent=1) + "\n")

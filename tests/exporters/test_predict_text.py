@@ -17,11 +17,12 @@ import pytest
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import TextPreprocessing
 from kdnas.core.ruling import Rule, allowed
+from kdnas.core.task import TaskSpec
 from kdnas.core.text import language_modelling, text_classification, text_ranking
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._predict_text import write_text_predict
 from kdnas.exporters.train_yaml import train_yaml
-from kdnas.tokenizing import train_tokenizer
+from kdnas.tokenizing import Tokenizer, train_tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 LABELS = ("number", "person", "place")
@@ -71,16 +72,26 @@ def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, print
     assert not [word for word in ("pixel", "picture", "image", "channel") if word in head]
 
 
+BYTES = 260
+
+
+def written(
+    folder: Path, spec: TaskSpec, labels: tuple[str, ...], rules: tuple[Rule, ...] = ()
+) -> tuple[dict[str, Any], Tokenizer]:
+    """Return what predict.py of a student of texts defines, written into `folder`, and its tokenizer of bytes."""
+    tokenizer = train_tokenizer("bytes", (), folder / "tokenizer", vocabulary=BYTES, purpose="labelled")
+    assert tokenizer.size == spec.inputs[0].levels
+    stated = TextPreprocessing(32, labels, ("tokenizer.json",), rules)
+    (folder / "student.py").write_text("")
+    (folder / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
+    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=folder / "tokenizer")
+    write_text_predict(cast(TrainedStudent, student), folder)
+    return runpy.run_path(str(folder / "predict.py")), tokenizer
+
+
 def test_predict_keeps_to_the_rules_as_the_study_does(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
     rules = (Rule("^HOW many", then=("number",)), Rule("who", never=("number", "place")), Rule("x", never=LABELS))
-    stated = TextPreprocessing(32, LABELS, ("tokenizer.json",), rules)
-    (tmp_path / "student.py").write_text("")
-    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
-    spec = text_classification(32, tokenizer.size, 3)
-    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
-    write_text_predict(cast(TrainedStudent, student), tmp_path)
-    script = runpy.run_path(str(tmp_path / "predict.py"))
+    script, _ = written(tmp_path, text_classification(32, BYTES, 3), LABELS, rules)
     opened, logits = script["open_tokenizer"](), np.array([1.0, 2.0, 3.0])
     for text in ("how many are there?", "who is it?", "where is it?", "who is x?"):
         tokens = script["read"](opened, text)["tokens"]
@@ -95,14 +106,7 @@ def test_predict_keeps_to_the_rules_as_the_study_does(tmp_path: Path) -> None:
 def test_predict_reads_texts_as_the_study_does_and_no_half_pairs(
     tmp_path: Path, pairs: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
-    stated = TextPreprocessing(32, LABELS, ("tokenizer.json",))
-    (tmp_path / "student.py").write_text("")
-    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
-    spec = text_classification(32, tokenizer.size, 3, pairs=pairs)
-    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
-    write_text_predict(cast(TrainedStudent, student), tmp_path)
-    script = runpy.run_path(str(tmp_path / "predict.py"))
+    script, tokenizer = written(tmp_path, text_classification(32, BYTES, 3, pairs=pairs), LABELS)
     assert ("two texts" in script["__doc__"]) is pairs
     wanted = tokenizer.encode([("one", "and two")] if pairs else ["one"], 32)[0]
     text = " one \t\ufeffand two\r" if pairs else "\ufeffone \r"
@@ -123,14 +127,7 @@ def test_predict_reads_texts_as_the_study_does_and_no_half_pairs(
 def test_predict_ranks_the_candidates_of_a_query(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
-    stated = TextPreprocessing(32, (), ("tokenizer.json",))
-    (tmp_path / "student.py").write_text("")
-    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
-    spec = text_ranking(32, tokenizer.size, 4)
-    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
-    write_text_predict(cast(TrainedStudent, student), tmp_path)
-    script = runpy.run_path(str(tmp_path / "predict.py"))
+    script, tokenizer = written(tmp_path, text_ranking(32, BYTES, 4), ())
     assert script["__doc__"].startswith("Ranks candidates for a query with the network next to this script")
     seen: list[list[int]] = []
 

@@ -348,7 +348,7 @@ class Distil(Evaluator):
         asked = asked_of(self.context.config.distillation, name, self.workshop.teachers)
         if not asked.losses:
             return []
-        samples = len(self.workshop.train_indices) * (self.workshop.data.task.candidates or 1)
+        samples = len(self.workshop.train_indices) * self.workshop.data.task.runs
         if live := why_live(asked, self.workshop.teacher_shapes(name), samples):
             return [f"the teacher runs on every batch: {live}"]
         return [*self._kept_notes(name, needs_of(asked)), *self._truncation_notes(self.workshop.teachers[name])]
