@@ -261,34 +261,19 @@ class _Making:
             empty = f"; {counted(len(self.empty), 'text')} left out, which are empty" if self.empty else ""
             self.problems.add(self.source.name, f"there are no training texts{empty}")
         self.problems.raise_if_any()
-        values = _as_numbers(self.labels.values)
-        of_lists = self.reader.lists
-        of_numbers = not of_lists and self._are_values(values)
-        names: tuple[str, ...] = ()
-        notes: list[str] = []
-        if of_lists:
-            labels = self._of_lists(values)
-        elif of_numbers:
-            labels = self._values(values)
-        else:
-            labels, names, notes = self._numbered(values)
+        labels, classes, notes = self._understood()
+        names = classes or ()
         order = np.arange(len(labels))
         if self.reader.test_fraction is not None:
-            alike = labels[: counts["train"]] if names else np.zeros(counts["train"], dtype=np.int64)
+            alike = np.zeros(counts["train"], dtype=np.int64) if classes is None else labels[: counts["train"]]
             tests = carve_test(alike, self.reader.test_fraction)
             order = np.concatenate([np.flatnonzero(~tests), order[counts["train"] :], np.flatnonzero(tests)])
             counts |= {"train": int((~tests).sum()), "test": int(tests.sum())}
-        listed = (self.candidates,) if of_lists else ()
+        listed = (self.candidates,) if self.reader.lists else ()
         places = np.array(self.places, dtype=np.int64).reshape(-1, *listed, 2)[order]
         labels = labels[order]
         trained = counts["train"] + counts["validation"]
-        if of_numbers:
-            _check_values(self.source.name, labels[: counts["train"]])
-        if not (of_lists or of_numbers):
-            _check_labels(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
-        elif not counts["test"]:
-            what = f"there are no test {self.reader.samples}"
-            raise DataError(Problem(f"{self.source.name}: test", what, "`test` or `test_fraction`"))
+        self._check(labels, classes, counts, order)
         if (self.work / "segments.bin").stat().st_size == 0:
             (self.work / "segments.bin").unlink()
         np.save(self.work / "places.npy", places)
@@ -315,6 +300,29 @@ class _Making:
         files = [self.work / name for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy")]
         fingerprint = content_hash({**meta, "notes": None}, [file for file in files if file.is_file()])
         (self.work / META).write_text(json.dumps({**meta, "fingerprint": fingerprint}, indent=1))
+
+    def _understood(self) -> tuple[np.ndarray, tuple[str, ...] | None, list[str]]:
+        """Return the labels [N], the class names, None where they are no classes, and notes. Raises DataError."""
+        values = _as_numbers(self.labels.values)
+        if self.reader.lists:
+            return self._of_lists(values), None, []
+        if self._are_values(values):
+            return self._values(values), None, []
+        return self._numbered(values)
+
+    def _check(
+        self, labels: np.ndarray, classes: tuple[str, ...] | None, counts: Mapping[str, int], order: np.ndarray
+    ) -> None:
+        """Raise DataError where labels, rows in this `order`, do not pose a task."""
+        name = self.source.name
+        if classes is not None:
+            _check_labels(name, labels, classes, counts, [self.wheres[place] for place in order])
+            return
+        if not self.reader.lists:
+            _check_values(name, labels[: counts["train"]])
+        if not counts["test"]:
+            what = f"there are no test {self.reader.samples}"
+            raise DataError(Problem(f"{name}: test", what, "`test` or `test_fraction`"))
 
     def _training_texts(self) -> Iterator[str]:
         for row in self.source.rows("train", Found(), Problems()):
