@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdnas.core.fidelity import ROUTE_WORDS, Fidelity
 from kdnas.core.interval import holds_next
-from kdnas.core.objective import breaches
+from kdnas.core.objective import MRR, breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.text import BYTES_PER_TOKEN, bits_per_byte
 from kdnas.core.words import capitalised, counted
@@ -479,9 +479,10 @@ def _validation_sentence(run: RunRecord) -> str:
         f"{size} {origin}."
     )
     if count and run.score.is_fraction:
-        # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.
-        error = f"± {196 * (0.09 / count) ** 0.5:.1f} points"
-        text += f" An {label(run.score.name)} of 90 % on so many {run.samples} has a sampling error of {error} (95 %)."
+        # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student. Numbers in 0 to 1
+        # that are not all 0 or 1, as reciprocal ranks are, vary less.
+        error = f"{'at most ' if run.score == MRR else ''}± {196 * (0.09 / count) ** 0.5:.1f} points"
+        text += f" At 90 %, {label(run.score.name)} on so many {run.samples} has a sampling error of {error} (95 %)."
     return text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdnas.core.data import Data
-from kdnas.core.objective import OF_CLASSES, OF_VALUES
+from kdnas.core.objective import MRR, OF_CLASSES, OF_VALUES
 from kdnas.core.text import TextData
 from kdnas.core.words import counted, escaped
 from kdnas.errors import DataError, Problem
@@ -51,7 +51,7 @@ def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.nd
     """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
     notes, targets = [], data.train.targets
     for count, kind in ((len(validation_indices), "validation"), (len(data.test), "test")):
-        if count < _FEW_SCORED and data.task.score.is_fraction:
+        if count < _FEW_SCORED and data.task.score.is_fraction and data.task.score != MRR:
             steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
             notes.append(f"{kind} {data.task.score.name} {steps}")
     if not data.class_names:

@@ -406,6 +406,8 @@ def test_a_search_from_the_command_line_scores_lists(
     report = (run / "report.html").read_text()
     assert "lists of 4 candidates" in report
     assert "Costs are those of scoring one candidate of a list." in report
+    assert "At 90 %, mean reciprocal rank on so many lists has a sampling error of at most" in report
+    assert "moves in steps" not in report  # as shares of right answers do
 
 
 @pytest.mark.slow
