@@ -400,7 +400,7 @@ class Search:
         number = int(finished.key)
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
 
-        def write() -> None:
+        def write() -> RunRecord:
             if finished.result is None:
                 self._record.close_without_result(number, "failed", finished.failure or "no reason was given")
             else:
@@ -413,11 +413,11 @@ class Search:
                 self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
             reach("recording")
+            return self._opened.snapshot()
 
-        self._record.at_once(write)
+        self._run = self._record.at_once(write)
         reach("recorded")
         self._new_trials += 1
-        self._run = self._opened.snapshot()
         if job.legs:
             self._sweep()
         ended = next(record for record in self._run.trials if record.number == number)

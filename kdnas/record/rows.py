@@ -54,7 +54,11 @@ _NOTES: Mapping[Kind, Table] = {
     "system_attrs": models.StudySystemAttributeModel.__table__,
 }
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-_STATES = select(_TRIALS.c.trial_id, _TRIALS.c.state)
+_STATES = select(_TRIALS.c.trial_id, _TRIALS.c.state).where(
+    _TRIALS.c.study_id == bindparam("study"),
+    or_(_TRIALS.c.trial_id > bindparam("last"), _TRIALS.c.state.in_(_UNFINISHED)),
+)
+"""Of the trials that may have changed: made once, for SQLAlchemy takes longer to make it than the database to answer."""
 _MANY = 500
 """Ids beyond which all rows are read: SQLite takes some thousand values in a statement."""
 
@@ -229,8 +233,8 @@ class Rows(_Passing):
         with self._connected() as connection:
             self._write(connection)
             if self._numbers:
-                recent = or_(_TRIALS.c.trial_id > max(self._numbers), _TRIALS.c.state.in_(_UNFINISHED))
-                there = {row.trial_id: row.state for row in connection.execute(_STATES.where(own, recent))}
+                recent = {"study": self._study_id, "last": max(self._numbers)}
+                there = {row.trial_id: row.state for row in connection.execute(_STATES, recent)}
                 changed = [one for one, state in there.items() if self._state(one) != state]
                 changed += self._going - there.keys()
                 wanted = _TRIALS.c.trial_id.in_(changed) if len(changed) < _MANY else own
