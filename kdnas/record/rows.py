@@ -58,7 +58,7 @@ _STATES = select(_TRIALS.c.trial_id, _TRIALS.c.state).where(
     _TRIALS.c.study_id == bindparam("study"),
     or_(_TRIALS.c.trial_id > bindparam("last"), _TRIALS.c.state.in_(_UNFINISHED)),
 )
-"""Of the trials that may have changed: made once, for SQLAlchemy takes longer to make it than the database to answer."""
+"""Of the trials that may have changed: made once, for making it takes longer than answering it."""
 _MANY = 500
 """Ids beyond which all rows are read: SQLite takes some thousand values in a statement."""
 
