@@ -118,7 +118,7 @@ class Progress:
         elif isinstance(event, (TrialEnded, RepeatEnded)):
             key = str(event.trial.number) if isinstance(event, TrialEnded) else event.key
             self._running.pop(key, None)
-            self.done += 1
+            self.done += not (isinstance(event, RepeatEnded) and event.again)
         elif isinstance(event, StudyEnded):
             self._start("writing the report", 0, 0)
 
@@ -420,7 +420,7 @@ def search_ended_lines(event: SearchEnded) -> list[str]:
 def repeat_line(event: RepeatEnded, score: Quantity) -> str:
     """Return one line on a retraining."""
     if event.repeat is None:
-        return f"retraining of trial {event.number} failed: {event.failure}"
+        return f"retraining of trial {event.number} failed{' and is tried again' * event.again}: {event.failure}"
     repeat = event.repeat
     return (
         f"retrained trial {event.number}, seed {repeat.seed}: {label(score.name)} {score.shown(repeat.score)}, "

@@ -95,6 +95,8 @@ class RepeatEnded:
     failure: str = ""
     seed: int | None = None
     """None where `repeat` has it."""
+    again: bool = False
+    """Whether one that failed is tried again."""
 
     @property
     def key(self) -> str:

@@ -326,7 +326,7 @@ class Retraining:
         if finished.result is None:
             failure = finished.failure or "no reason was given"
             self._record.add_failed_repeat(trial.number, seed, job.fidelity, failure)
-            self._observe(RepeatEnded(trial.number, None, failure, seed))
+            self._observe(RepeatEnded(trial.number, None, failure, seed, again=self._may_try(trial, seed)))
             return None
         result = finished.result
         repeat = Repeat(

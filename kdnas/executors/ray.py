@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic
 
 from pydantic import Field
@@ -41,6 +41,8 @@ class _Task(Generic[T]):
     time_limit_s: float
     losses: int = 0
     """Slots that were lost with it."""
+    outgrown: bool = False
+    """Whether Ray has stopped it for its node's memory, be it that it or another job filled that."""
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Ray(NewsExecutor[T, R]):
     `local`. Each worker takes `cpus` (its `threads`, unless stated), `gpus` (1 on CUDA; fractions share a device) and
     custom `resources` of its node. `runtime_env` is Ray's, as for packages and variables of the workers. `workers` None
     is as many as the cluster has room for, also when nodes come later. A lost node costs the trials that ran on it,
-    which run again elsewhere. Raises ConfigError (no such cluster), RunError (it does not start).
+    which run again elsewhere; so do those that Ray stops where memory is full, one at a time and once. Raises ConfigError (no such cluster), RunError (it does not start).
     """
 
     elsewhere = True
@@ -275,20 +277,32 @@ class Ray(NewsExecutor[T, R]):
         self._slots[self._slots.index(slot)] = self._asked_for()
         if slot.task is None:
             return []
-        if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray's own watch; elsewhere it would fill memory again
-            return [Finished(slot.task.key, failure=f"out of memory on its machine: {reason}")]
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            if slot.task.outgrown:
+                return [Finished(slot.task.key, failure=f"out of memory on its machine: {reason}")]
+            self._waiting.appendleft(replace(slot.task, outgrown=True))
+            return []
         losses = slot.task.losses + 1
         if losses >= _LOSSES_ALLOWED:
             return [Finished(slot.task.key, failure=f"{losses} workers were lost while they worked on it: {reason}")]
-        self._waiting.appendleft(_Task(slot.task.key, slot.task.job, slot.task.time_limit_s, losses))
+        self._waiting.appendleft(replace(slot.task, losses=losses))
         return []
 
     def _hand_out(self) -> None:
         """Give jobs that wait to slots that are free; one that still opens its data is asked once that is done."""
         for slot in self._slots:
-            if self._waiting and slot.place is not None and slot.task is None and slot.call is None:
-                slot.task = self._waiting.popleft()
-                slot.ask(slot.actor.work.remote(slot.task.key, slot.task.job, slot.task.time_limit_s))
+            if slot.place is not None and slot.task is None and slot.call is None and (task := self._next()):
+                self._waiting.remove(task)
+                slot.task = task
+                slot.ask(slot.actor.work.remote(task.key, task.job, task.time_limit_s))
+
+    def _next(self) -> _Task[T] | None:
+        """Return the first job that may begin: of those that Ray has stopped for memory one at a time runs again.
+
+        Ray stops whatever runs on a node that is full, so that nobody knows whose fault that was.
+        """
+        suspected = any(slot.task is not None and slot.task.outgrown for slot in self._slots)
+        return next((task for task in self._waiting if not (suspected and task.outgrown)), None)
 
     def _look(self) -> list[Finished[R]]:
         """Handle slots that went silent and nodes that came, and report what waits for a node.

@@ -156,6 +156,9 @@ def test_there_is_an_estimate_before_the_first_training_has_ended():
     clock.now = 70.0
     progress.take(Advanced("0:1", 0.25))
     assert progress.running == [f"trial 0 ({ARCH.arch_id}), seed 1 25%, for 10 s"]
+    progress.take(RepeatEnded(0, None, "broke", 1, again=True))
+    assert (progress.counted, progress.running) == ("0/2", [])
+    progress.take(RepeatStarted(0, 1, ARCH, Fidelity(5)))
     progress.take(RepeatEnded(0, None, "broke", 1))
     assert (progress.counted, progress.running) == ("1/2", [])
     progress.take(Note("measuring the teacher"))

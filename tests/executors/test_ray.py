@@ -110,13 +110,11 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
 
 
 @needs_ray
-def test_a_job_that_fills_its_machines_memory_fails_once(build, monkeypatch):
-    """Ray's watch on memory kills the actor, and says so."""
+def test_what_ray_stops_for_memory_runs_again_alone_of_its_kind_and_fails_the_second_time(build, monkeypatch):
+    """Ray's watch on memory kills whoever runs on a full node: here a job that fills it, and one beside it."""
     import ray
 
-    executor, get = build(workers=1), ray.get
-    executor.submit("a", Task("square", x=1))
-    (first,) = collect(executor, 1)
+    executor, get = build(workers=2), ray.get
 
     def told(call):
         try:
@@ -124,15 +122,31 @@ def test_a_job_that_fills_its_machines_memory_fails_once(build, monkeypatch):
         except ray.exceptions.ActorDiedError as error:
             raise ray.exceptions.OutOfMemoryError("killed due to the node running low on memory") from error
 
+    def kill(*keys):
+        for slot in executor._slots:
+            if slot.task is not None and slot.task.key in keys:
+                ray.kill(slot.actor)
+
+    def running():
+        return [slot.task.key for slot in executor._slots if slot.task is not None]
+
     monkeypatch.setattr("ray.get", told)
-    executor.submit("b", Task("sleep", seconds=60))
-    executor.wait(0.5)
-    os.kill(parent_of(parent_of(first.result.seen["pid"])), signal.SIGKILL)
-    (second,) = collect(executor, 1)
-    assert "out of memory on its machine: killed due to" in second.failure
-    executor.submit("c", Task("square", x=3))
-    (third,) = collect(executor, 1)
-    assert third.result.seen["value"] == 9
+    executor.submit("hog", Task("sleep", seconds=600))
+    while executor.free < 1:
+        executor.wait(0.1)
+    executor.submit("beside", Task("sleep", seconds=3))
+    while len(running()) < 2:
+        executor.wait(0.1)
+    kill("hog", "beside")
+    finished = []
+    while len(finished) < 2:
+        finished += executor.wait(0.1)
+        if all(slot.task is None or slot.task.outgrown for slot in executor._slots):
+            assert len(running()) < 2
+            kill("hog")
+    ended = {one.key: one for one in finished}
+    assert "out of memory on its machine: killed due to" in ended["hog"].failure
+    assert ended["beside"].result is not None
 
 
 @needs_ray
