@@ -70,7 +70,8 @@ class Ray(NewsExecutor[T, R]):
     `local`. Each worker takes `cpus` (its `threads`, unless stated), `gpus` (1 on CUDA; fractions share a device) and
     custom `resources` of its node. `runtime_env` is Ray's, as for packages and variables of the workers. `workers` None
     is as many as the cluster has room for, also when nodes come later. A lost node costs the trials that ran on it,
-    which run again elsewhere; so do those that Ray stops where memory is full, one at a time and once. Raises ConfigError (no such cluster), RunError (it does not start).
+    which run again elsewhere; so do those that Ray stops where memory is full, one at a time and once. Raises
+    ConfigError (no such cluster), RunError (it does not start).
     """
 
     elsewhere = True
