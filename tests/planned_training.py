@@ -11,7 +11,7 @@ from workshops import workshop_of
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
-from kdnas.core.route import RouteInputs, Scored, space_down_to
+from kdnas.core.route import Progressive, RouteInputs, Scored, space_down_to, space_up_to
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.plan.making import PlanBasis
 from kdnas.plan.train_file import train_file_for, with_epochs
@@ -53,17 +53,25 @@ def arch_of(family: str, assignment: dict[str, Scalar]) -> Arch:
     return stated_arch(family, SPACES[family].active(assignment))
 
 
-def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> PlanBasis:
-    """A basis for the smallest student of the family's space; one network of the front stands between."""
+def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5, grows: bool = False) -> PlanBasis:
+    """A basis for the smallest student of the family's space; one network of the front stands between.
+
+    Where it `grows` that network is the student.
+    """
     run = trained_run(folder, data, teacher_fingerprint="")
-    arch, between = arch_of(family, STUDENTS_OF[family]), arch_of(family, BETWEEN[family])
+    own = (BETWEEN if grows else STUDENTS_OF)[family]
+    arch, between = arch_of(family, own), arch_of(family, BETWEEN[family])
     trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
     file = with_epochs(train_file_for(run, trial, data), epochs)
     opened = workshop_of(data, validation_fraction=file.data.validation_fraction, seed=file.seed)
     students = family_for(family, TASK)
     macs = {network: students.price(network).macs for network in (arch, between)}
-    space = space_down_to(SPACES[family], ElasticSpace(SPACES[family], students).ladders, STUDENTS_OF[family])
-    elastic = ElasticSpace(space, students)
+    ladders = ElasticSpace(SPACES[family], students).ladders
+    spaces: dict[Progressive, SearchSpace] = {"shrink": space_down_to(SPACES[family], ladders, own)}
+    if grows:
+        spaces["grow"] = space_up_to(SPACES[family], ladders, own)
+    refusals: dict[Progressive, str] = {} if grows else {"grow": "the student is the smallest network of the space"}
+    elastic = ElasticSpace(spaces["shrink"], students)
     inputs = RouteInputs(
         epochs=epochs,
         student=Scored(arch.arch_id, 0.5, macs[arch]),
@@ -74,7 +82,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     )
     archs = {network.arch_id: network for network in macs}
     samples = len(opened.share(file.training.data_fraction))
-    return PlanBasis(run, file, opened, students, samples, inputs, archs, space)
+    return PlanBasis(run, file, opened, students, samples, inputs, archs, spaces, refusals)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

@@ -188,7 +188,7 @@ final:
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up
   # distillation: {{task_weight: 1, losses: [{{type: hint}}]}}  # finalists learn of other losses than the search's
-  # route: assistants  # taught by members of the front in turn; or born_again, shrink; else direct (until: epochs)
+  # route: assistants  # taught by members of the front in turn; or born_again, shrink, grow; else direct
   # compare_direct: true  # the picked one directly too, on the same budget
   # completions: [words.jsonl]  # what language models are to complete, or to answer; objectives may name it: `words`
 

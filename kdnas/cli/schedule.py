@@ -41,7 +41,9 @@ def command(
     route: Annotated[
         str,
         typer.Option(
-            "--route", metavar="auto|direct|shrink|assistants|born_again", help="auto: by a rule on the run's numbers."
+            "--route",
+            metavar="auto|direct|shrink|grow|assistants|born_again",
+            help="auto: by a rule on the run's numbers.",
         ),
     ] = "auto",
     measure: Annotated[
@@ -67,6 +69,7 @@ def command(
 
       direct      distillation from the teacher
       shrink      a supernet that shrinks to the student, then fine-tuning
+      grow        a supernet that grows to the student, then fine-tuning
       assistants  a chain of students, each distilled from the one before
       born_again  the student, then a new copy distilled from it
 

@@ -159,7 +159,7 @@ class Retraining:
         ways = {}
         for trial in students.values():
             name = trial.arch.arch_id
-            if route == "shrink":
+            if route == "shrink" or route == "grow":
                 tuning = tuning_epochs(self._config.final_fidelity.epochs)
                 ways[student_key(trial.arch, trial.tuned)] = Way(
                     route, (), tuning, trial.proposed or trial.arch.choices

@@ -15,7 +15,12 @@ Start = Literal[SearchStart, "nested"]
 STARTS: tuple[Start, ...] = get_args(Start)
 _EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
 """The values of `weights` in records of earlier versions."""
-ROUTE_WORDS: Mapping[str, str] = {"shrink": "by shrinking", "assistants": "by assistants", "born_again": "born again"}
+ROUTE_WORDS: Mapping[str, str] = {
+    "shrink": "by shrinking",
+    "grow": "by growing",
+    "assistants": "by assistants",
+    "born_again": "born again",
+}
 _WORDS = {"inherited": "inherited weights", "supernet": "shared weights", "nested": "larger students' weights"}
 
 

@@ -2,6 +2,8 @@
 
 - `direct`: distillation from the teacher.
 - `shrink`: progressive shrinking through a supernet whose smallest subnet is the student, then fine-tuning.
+- `grow`: progressive growing (Karras et al., ICLR 2018, of generators) in the student's own weights: a supernet whose
+  largest subnet is the student trains small ones first, ever larger ones then, and the student at last.
 - `assistants`: a chain of teacher assistants, each distilled from the one before it (Mirzadeh et al., "Improved
   knowledge distillation via teacher assistant", AAAI 2020).
 - `born_again`: generations of the student itself, each begun anew and distilled from the one before it (Furlanello et
@@ -26,13 +28,20 @@ from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem
 
-Route = Literal["direct", "shrink", "assistants", "born_again"]
+Route = Literal["direct", "shrink", "grow", "assistants", "born_again"]
 ROUTES: tuple[Route, ...] = get_args(Route)
 Chained = Literal["assistants", "born_again"]
 """The routes on which networks are trained before the student, each of which teaches the next."""
+Progressive = Literal["shrink", "grow"]
+"""The routes on which the student changes its size while it learns: it is cut out of a supernet of its own."""
+PROGRESSIVE: tuple[Progressive, ...] = get_args(Progressive)
+Corner = Literal["smallest", "largest"]
+"""Of a supernet's networks."""
+CUT: Mapping[Progressive, Corner] = {"shrink": "smallest", "grow": "largest"}
+"""The network that is cut out of the supernet: the student."""
 
 TUNING_SHARE = 0.4
-"""shrink: the share of the budget for fine-tuning the student once it is cut out."""
+"""shrink, grow: the share of the budget for training the student once it is cut out."""
 STUDENT_SHARE = 0.5
 """assistants: the least share of the budget that is left to the student itself."""
 LARGEST_STEP = 8.0
@@ -187,6 +196,24 @@ def space_down_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Sc
             own = values.index(active[choice.name])
             larger = [value for value, price in zip(values, macs, strict=True) if price > macs[own]]
             choices.append(Choice(choice.name, (*larger, values[own])))
+        else:
+            choices.append(Choice(choice.name, values[:1]))
+    return replace(space, choices=tuple(choices))
+
+
+def space_up_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Scalar]) -> SearchSpace:
+    """Return the part of `space` between its smallest network and the one that the assignment `student` stands for.
+
+    Of every choice that is active in the student its own value and those with fewer MACs are kept, so that the student
+    is the largest subnet; of the others the largest value alone.
+    """
+    active, choices = space.active(student), []
+    for choice in space.choices:
+        values, macs = ladders.values[choice.name], ladders.macs[choice.name]
+        if choice.name in active:
+            own = values.index(active[choice.name])
+            smaller = [value for value, price in zip(values, macs, strict=True) if price < macs[own]]
+            choices.append(Choice(choice.name, (values[own], *smaller)))
         else:
             choices.append(Choice(choice.name, values[:1]))
     return replace(space, choices=tuple(choices))

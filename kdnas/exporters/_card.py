@@ -197,6 +197,7 @@ _BEGUN: Mapping[Begun, str] = {
 
 _BEFORE: Mapping[Route, str] = {
     "shrink": "It was cut out of a supernet of larger students",
+    "grow": "It grew in a supernet of smaller students",
     "assistants": "Its teacher was a larger student of the front, taught by a larger one or by the study's teacher",
     "born_again": "Its teacher was an earlier generation of itself, taught by the study's teacher",
 }

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.route import ROUTES, Chained, Route, RouteInputs, Scored, chain_before, tuning_epochs
+from kdnas.core.route import (
+    CUT,
+    PROGRESSIVE,
+    ROUTES,
+    Chained,
+    Progressive,
+    Route,
+    RouteInputs,
+    Scored,
+    chain_before,
+    tuning_epochs,
+)
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
@@ -38,16 +49,14 @@ from kdnas.record.front import front, most_often
 from kdnas.record.lock import space_record
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.record.run_folder import exclusively
-from kdnas.record.storage import record_of
 from kdnas.students import StudentFamily
 from kdnas.training.numerics import computing
-from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
 from kdnas.workshop.afterwards import open_run
 from kdnas.workshop.opening import Workshop, resolve_device
 from kdnas.workshop.run_files import SUPERNET_FOLDER
-from kdnas.workshop.shrinking import space_above
+from kdnas.workshop.shrinking import SUPERNET_OF, space_around
 from kdnas.workshop.supernets import load_supernet
 
 _STUDENT = "student"
@@ -58,9 +67,9 @@ _SUPERNET = "supernet"
 class PlanBasis:
     """What plans of one student's training are made from; `file.training.epochs` is the budget.
 
-    `space` is that of the supernet to shrink, None where there is none, for the reason `no_supernet`; `supernet` is the
-    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `inputs`, by
-    arch_id.
+    `spaces` are those of the supernets in which the student shrinks or grows, by route; where there is none,
+    `no_supernet` says why. `supernet` is the run's own where it has one, from which route shrink begins then. `archs`
+    are those of the networks in `inputs`, by arch_id.
     """
 
     run: RunRecord
@@ -71,8 +80,8 @@ class PlanBasis:
     samples: int
     inputs: RouteInputs
     archs: dict[str, Arch]
-    space: SearchSpace | None
-    no_supernet: str = ""
+    spaces: Mapping[Progressive, SearchSpace] = field(default_factory=dict)
+    no_supernet: Mapping[Progressive, str] = field(default_factory=dict)
     supernet: SupernetSection | None = None
 
     @property
@@ -100,8 +109,8 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     samples = len(workshop.share(file.training.data_fraction, file.training.proxy))
     student = member.trial.arch
     supernet = _supernet_of(run)
-    space, why = _space_to_shrink(run, member, family) if supernet is None else (None, "")
-    elastic = None if space is None else ElasticSpace(space, family)
+    spaces, refusals = _spaces_around(run, member, family, {"grow"} if supernet else set(PROGRESSIVE))
+    elastic = ElasticSpace(spaces["shrink"], family) if "shrink" in spaces else None
     others = [other for other in front(run) if other.trial.arch != student]
     inputs = RouteInputs(
         epochs=file.training.epochs,
@@ -114,7 +123,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
         front=tuple(_scored(run, other, family) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, workshop, family, samples, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, workshop, family, samples, inputs, archs, spaces, refusals, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -141,7 +150,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
     if route == "assistants" or route == "born_again":
         steps = _chain(route, basis)
     else:
-        steps = _direct(basis) if route == "direct" else _shrink(basis)
+        steps = _direct(basis) if route == "direct" else _progressive(route, basis)
     file, teacher = basis.file, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
@@ -167,21 +176,23 @@ def _direct(basis: PlanBasis) -> tuple[Step, ...]:
     return (_distil(basis, _STUDENT, basis.file.student, basis.inputs.epochs),)
 
 
-def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
+def _progressive(route: Progressive, basis: PlanBasis) -> tuple[Step, ...]:
     epochs = basis.inputs.epochs
-    if basis.supernet is not None:
+    if route == "shrink" and basis.supernet is not None:
         return (_distil(basis, _STUDENT, basis.file.student, epochs, init=RUN_SUPERNET),)
-    if basis.space is None:
-        raise ConfigError(Problem("route shrink", basis.no_supernet))
+    if route not in basis.spaces:
+        raise ConfigError(Problem(f"route {route}", basis.no_supernet[route]))
     if epochs < 2:
-        raise ConfigError(Problem("route shrink", "the budget is one epoch", "2 epochs or more"))
+        raise ConfigError(Problem(f"route {route}", "the budget is one epoch", "2 epochs or more"))
     tuning = tuning_epochs(epochs)
     supernet = SupernetStep(
         name=_SUPERNET,
         share=round(1.0 - tuning / epochs, 6),
-        space=SpaceSection(**space_record(dataclasses.replace(basis.space, options={}))),  # the file's family has them
+        # the file's family has the options
+        space=SpaceSection(**space_record(dataclasses.replace(basis.spaces[route], options={}))),
         init=basis.file.start,
-        settings=SupernetSettings(),
+        settings=SUPERNET_OF[route],
+        cut=CUT[route],
     )
     return (
         supernet,
@@ -233,13 +244,17 @@ def _scored(run: RunRecord, member: FrontMember, family: StudentFamily) -> Score
     return Scored(arch.arch_id, member.values[run.score.name], family.price(arch).macs)
 
 
-def _space_to_shrink(run: RunRecord, member: FrontMember, family: StudentFamily) -> tuple[SearchSpace | None, str]:
-    """Return the part of the run's space from its largest network down to the student, or why there is none."""
-    try:
-        proposed = record_of(run).proposal(member.trial.number)
-        return space_above(run.lock.space, family, member.trial.arch, proposed), ""
-    except ConfigError as error:
-        return None, "; ".join(problem.what for problem in error.problems)
+def _spaces_around(
+    run: RunRecord, member: FrontMember, family: StudentFamily, routes: Collection[Progressive]
+) -> tuple[dict[Progressive, SearchSpace], dict[Progressive, str]]:
+    """Return the part of the run's space through which the student goes by each of `routes`, or why there is none."""
+    proposed, spaces, refusals = member.trial.proposed or member.trial.arch.choices, {}, {}
+    for route in routes:
+        try:
+            spaces[route] = space_around(run.lock.space, family, member.trial.arch, proposed, route)
+        except ConfigError as error:
+            refusals[route] = "; ".join(problem.what for problem in error.problems)
+    return spaces, refusals
 
 
 def make_measured_plan(

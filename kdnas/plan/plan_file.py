@@ -17,7 +17,7 @@ import pydantic
 from pydantic import AfterValidator, AliasChoices, Field, PlainSerializer, PlainValidator
 
 from kdnas.core.arch import Arch
-from kdnas.core.route import Route
+from kdnas.core.route import Corner, Route
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, InputError, Problem
@@ -63,9 +63,9 @@ _HEADER = """\
 #             teacher, a larger one that this one is cut out of; or its weights cut out of the `supernet` that the
 #             search trained (run-supernet).
 #   supernet  trains all networks of `space` at once, beginning from `init` as above; every list begins with the value
-#             of the largest network and ends with the student's. `settings` decide which values may be sampled when;
-#             what was decided is in `recorded`, and a plan that has it is followed to the letter. Then the smallest is
-#             cut out and its batch-norm statistics are estimated anew.
+#             of the largest network. `settings` decide which values may be sampled when; what was decided is in
+#             `recorded`, and a plan that has it is followed to the letter. Then the student, which `cut` says is the
+#             smallest network or the largest, is cut out and its batch-norm statistics are estimated anew.
 # The budget, the same for every route, is epochs x samples x 3 x student_macs: 3 x MACs for each sample that a network
 # is trained on, and 1 x for each one that the supernet's policy measures on. Teachers' forward passes are not counted.
 """
@@ -197,7 +197,7 @@ class SpaceSection(Section):
 
 
 class SupernetStep(Section):
-    """All networks between the largest and the student, trained at once; the student is cut out."""
+    """All networks between the student and the largest, or the smallest, trained at once; the student is cut out."""
 
     name: Name
     kind: Literal["supernet"] = "supernet"
@@ -208,6 +208,8 @@ class SupernetStep(Section):
     init: Literal["random", "inherited"] = "random"
     """Random weights, or those that its largest network has from the teacher."""
     settings: SupernetSettings = SupernetSettings()
+    cut: Corner = "smallest"
+    """The network that the step gives."""
     recorded: RecordedShrinking | None = None
     """The stages as they went."""
 
@@ -225,8 +227,8 @@ class SupernetStep(Section):
         return ElasticSpace(self.search_space, sibling_family(family, self.space.family))
 
     def network(self, family: StudentFamily) -> Arch:
-        """Return the network that the step gives: the smallest. Raises ConfigError."""
-        return self.elastic(family).smallest.arch
+        """Return the network that the step gives. Raises ConfigError."""
+        return self.elastic(family).corner(self.cut).arch
 
 
 Step = DistilStep | SupernetStep

@@ -13,6 +13,7 @@ repeated.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -30,6 +31,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.card import CostRecord, MeanScore, StudentCard, TeacherCard, WeightsRecord
 from kdnas.core.fidelity import Start
 from kdnas.core.objective import Quantity
+from kdnas.core.route import Corner
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.words import counted
@@ -74,7 +76,7 @@ from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, read_shrinkin
 from kdnas.training.supernet.training import Tick
 from kdnas.version import __version__
 from kdnas.workshop.opening import Workshop, cache_dir, resolve_device
-from kdnas.workshop.shrinking import shrink
+from kdnas.workshop.shrinking import train_and_cut
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
@@ -445,9 +447,9 @@ class _Work:
         return StepResult(trained.network.eval(), seen, trained.train_seconds)
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
-        """Train the step's supernet and cut its smallest network out."""
+        """Train the step's supernet and cut its network out."""
         workshop, elastic = self.workshop, step.elastic(self.workshop.family)
-        network, trained = shrink(
+        network, trained = train_and_cut(
             workshop,
             step.search_space,
             elastic.family,
@@ -457,9 +459,10 @@ class _Work:
             inherits=step.init == INHERITED,
             seed=derive_seed(self.file.seed, "full", step.name),
             view_seed=self.view_seed,
+            cut=step.cut,
             settings=step.settings,
             recorded=step.recorded,
-            on_tick=self.report_tick,
+            on_tick=functools.partial(self.report_tick, step.cut),
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         seen = workshop.validation_score(network)
@@ -476,10 +479,12 @@ class _Work:
         """What draws the samples' views: other ones in each step."""
         return derive_seed(self.file.seed, "full views", *([self.index] if self.index else []))
 
-    def report_tick(self, tick: Tick) -> None:
+    def report_tick(self, cut: Corner, tick: Tick) -> None:
         """Pass on how far a supernet's training is."""
         score = self.workshop.data.task.score
-        seen = None if tick.check is None else score.from_share(tick.check.smallest)
+        check = tick.check
+        share = None if check is None else check.smallest if cut == "smallest" else check.largest
+        seen = None if share is None else score.from_share(share)
         self.report(f"stage {tick.stage}, {min(tick.spent, 1.0):.0%}", tick.spent, tick.loss, seen)
 
     def report(self, at: str, done: float, loss: float, seen: float | None) -> None:

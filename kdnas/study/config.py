@@ -25,7 +25,7 @@ from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quanti
 from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.core.promotion import Rule
-from kdnas.core.route import Route
+from kdnas.core.route import PROGRESSIVE, Route
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin
@@ -273,8 +273,8 @@ class Final(Section):
             raise ValueError(f"until: flat finds the length of direct trainings, and the route is {self.route}")
         if self.route != "direct" and self.start == "nested":
             raise ValueError(f"start: nested students are cut out of larger ones, and the route is {self.route}")
-        if self.route == "shrink" and self.start == "supernet":
-            raise ValueError("start: the route shrink trains a supernet for each student: random, or inherited")
+        if self.route in PROGRESSIVE and self.start == "supernet":
+            raise ValueError(f"start: the route {self.route} trains a supernet for each student: random, or inherited")
         return self
 
     @model_validator(mode="after")

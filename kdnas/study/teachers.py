@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdnas.core.objective import score_named
 from kdnas.core.pick import parse_pick
-from kdnas.core.route import GENERATIONS
+from kdnas.core.route import GENERATIONS, PROGRESSIVE
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.study.config import DISTIL, DerivedSpace, StudyConfig
@@ -129,8 +129,8 @@ def _route_problems(config: StudyConfig) -> list[Problem]:
     if not config.teachers or not sources:
         what = f"no loss learns of a teacher, whose place the route {route} gives away"
         return [Problem("final.route", what, "direct")]
-    if route == "shrink":
-        return _shrinking_problems(config)
+    if route in PROGRESSIVE:
+        return _supernet_problems(config)
     if len(sources) > 1 or any(teacher.data or teacher.task for teacher in config.teachers.values()):
         what = f"the route {route} puts one network in all teachers' place, and they teach different things"
         return [Problem("final.route", what, "direct")]
@@ -139,8 +139,8 @@ def _route_problems(config: StudyConfig) -> list[Problem]:
     return []
 
 
-def _shrinking_problems(config: StudyConfig) -> list[Problem]:
-    """Return why no supernet of finalists' larger kin can be trained."""
+def _supernet_problems(config: StudyConfig) -> list[Problem]:
+    """Return why no supernet of finalists' larger or smaller kin can be trained."""
     where, how = "final.route", config.final.distillation or config.distillation
     if config.final_fidelity.epochs < 2:
         return [Problem("final.epochs", "the supernet takes one of them, the student another", "2 or more")]

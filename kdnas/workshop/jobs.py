@@ -53,7 +53,7 @@ class Way:
     before: tuple[Before, ...]
     epochs: int
     choices: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
-    """shrink: what was proposed for the student, which tells where its space ends."""
+    """shrink, grow: what was proposed for the student, which tells where its space ends."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_measured_routes_stand_in_the_file(run, smallest, tmp_path, capsys):
     assert "shrink: step 1/2 supernet" in printed
     assert "direct: validation accuracy" in printed
     plan, _ = load_plan(file)
-    assert {item.route for item in plan.measured} == {"direct", "shrink", "assistants", "born_again"}
+    assert {item.route for item in plan.measured} == {"direct", "shrink", "grow", "assistants", "born_again"}
     assert "best on the" in plan.why
     assert main(asked) == 0
     assert "loss" not in capsys.readouterr().out  # nothing is trained again
@@ -133,7 +133,7 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (
             ["schedule", "RUN", "--route", "fast"],
-            "'fast' is no route (allowed: auto, direct, shrink, assistants, born_again)",
+            "'fast' is no route (allowed: auto, direct, shrink, grow, assistants, born_again)",
         ),
         (["schedule", "RUN", "--route", "direct", "--measure"], "picks the route itself"),
         (["schedule", "RUN", "--pick", "macs<=1"], "no student of the front meets"),

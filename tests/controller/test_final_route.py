@@ -66,6 +66,21 @@ def test_finalists_are_shrunk_on_their_budget_and_the_largest_is_trained_directl
     assert all(score[name] == shrunk[name] for name in score if above[name])
 
 
+def test_finalists_grow_on_their_budget_and_the_smallest_is_trained_directly(tmp_path, capsys):
+    study = tiny.write(tmp_path)
+    run = search(study, tmp_path / "run", "route: grow, control: false")
+    finalists = [trial for trial in run.trials if trial.repeats]
+    assert {repeat.fidelity for trial in finalists for repeat in trial.repeats} == {Fidelity(4, route="grow")}
+    said = " ".join(capsys.readouterr().out.split())
+    below = {trial.arch.arch_id: f"student {trial.arch.arch_id} is trained directly" in said for trial in finalists}
+    assert not all(below.values())
+    direct = search(study, tmp_path / "direct", "control: false")
+    score = {trial.arch.arch_id: repeat.score for trial in direct.trials for repeat in trial.repeats}
+    grown = {trial.arch.arch_id: repeat.score for trial in finalists for repeat in trial.repeats}
+    assert any(score[name] != grown[name] for name in score if not below[name])
+    assert all(score[name] == grown[name] for name in score if below[name])
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -18,6 +18,7 @@ from kdnas.core.route import (
     choose_assistants,
     choose_route,
     space_down_to,
+    space_up_to,
     student_epochs,
     supernet_epochs,
     tuning_epochs,
@@ -68,7 +69,7 @@ def test_assistants_where_no_supernet_can_be_afforded_but_each_of_them_can():
 
 
 def test_every_route_is_named():
-    assert ROUTES == ("direct", "shrink", "assistants", "born_again")
+    assert ROUTES == ("direct", "shrink", "grow", "assistants", "born_again")
 
 
 def test_one_assistant_stands_halfway():
@@ -158,6 +159,15 @@ def test_choices_that_the_student_does_not_have_stay_at_the_largest():
     assert domains["stage1.depth"] == (2, 1, 0)
     assert (domains["stage1.width"], domains["stage1.skip"]) == ((16,), ("projection",))
     assert space_down_to(CONDITIONAL, LADDERS, LADDERS.largest).count() == 1
+
+
+def test_the_space_to_grow_in_ends_with_the_student():
+    student = {"stem_width": 8, "stage1.depth": 1, "stage1.width": 16, "stage1.skip": "none"}
+    up = space_up_to(CONDITIONAL, LADDERS, student)
+    ladders = Ladders.of(up, macs)
+    assert ladders.largest == student
+    assert ladders.smallest(ladders.values) == {**student, "stem_width": 2, "stage1.depth": 0, "stage1.width": 4}
+    assert space_up_to(CONDITIONAL, LADDERS, LADDERS.smallest(LADDERS.values)).count() == 1
 
 
 def test_weights_that_are_there_are_used():

@@ -240,6 +240,19 @@ def test_shrinking_of_the_other_family(bases, tmp_path):
     assert same_student(result.folder, again.folder)
 
 
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_growing_ends_with_the_student_and_is_followed_to_the_letter(digits, tmp_path, family):
+    basis = basis_of(family, digits, tmp_path / "run", epochs=10, grows=True)
+    result = train(basis, "grow", tmp_path / "out")
+    plan = load_plan(tmp_path / "out" / "plan.yaml")[0]
+    (stage,) = plan.steps[0].recorded.stages
+    assert (stage.stage.growth, stage.stage.subnets, stage.stage.sandwich) == (1.0, 1, False)
+    weights = safetensors.torch.load_file(tmp_path / "out" / "1-supernet" / "weights.safetensors")
+    assert weights.keys() == basis.family.build(basis.file.student).state_dict().keys()
+    again = train(basis, "grow", tmp_path / "again", plan=plan)
+    assert same_student(result.folder, again.folder)
+
+
 def test_another_plan_in_the_folder_is_refused(shrunk, bases):
     with pytest.raises(RunFolderError, match="holds another training"):
         train(bases["resnet"], "direct", shrunk[0].folder)
@@ -302,7 +315,8 @@ def test_every_route_is_measured_once(bases, tmp_path, kdnas_cache, monkeypatch)
         measured(on_progress=stop)
     plan = measured()
     by_route = {item.route: item for item in plan.measured}
-    assert set(by_route) == {"direct", "shrink", "assistants", "born_again"}
+    assert set(by_route) == {"direct", "shrink", "grow", "assistants", "born_again"}
+    assert "route grow: " in by_route["grow"].note
     assert all(item.epochs == 2 for item in plan.measured)
     scores = {route: item.score for route, item in by_route.items() if item.score is not None}
     assert {"direct", "shrink"} <= set(scores)

@@ -92,7 +92,7 @@ def test_one_student_learns_by_every_kind(repository, root, cache, tmp_path, kin
     assert 0 <= found.score <= 1
 
 
-@pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "born_again"])
+@pytest.mark.parametrize("route", ["direct", "shrink", "grow", "assistants", "born_again"])
 def test_finalists_may_take_every_route(repository, route):
     study = load_study(repository / "studies/kinds_of_distillation", [f"final.route={route}"])
     assert study.config.final_fidelity.route == route

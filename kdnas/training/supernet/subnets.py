@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import Data
+from kdnas.core.route import Corner
 from kdnas.core.shrinking import RESOLUTION, Domains, Ladders
 from kdnas.core.space import Assignment, Choice, SearchSpace
 from kdnas.errors import ConfigError, Problem
@@ -105,6 +106,10 @@ class ElasticSpace:
     def smallest(self) -> SubnetSpec:
         """The smallest subnet."""
         return self.spec(self.ladders.smallest(self.ladders.values))
+
+    def corner(self, which: Corner) -> SubnetSpec:
+        """Return the smallest or the largest subnet."""
+        return self.smallest if which == "smallest" else self.largest
 
     def draw(self, allowed: Domains, rng: np.random.Generator) -> Assignment:
         """Draw an assignment, every choice uniform over its allowed values."""

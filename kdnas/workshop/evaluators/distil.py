@@ -26,6 +26,7 @@ from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import Quantity, breaches
+from kdnas.core.route import PROGRESSIVE
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
@@ -499,7 +500,7 @@ class Distil(Evaluator):
         groups: dict[object, list[int]] = {}
         for place, one in begun.items():
             if one.job.way is not None:
-                by_route = self._shrunk if one.job.way.route == "shrink" else self._taught_on_the_way
+                by_route = self._progressive if one.job.way.route in PROGRESSIVE else self._taught_on_the_way
                 outcomes[place] = attempted(functools.partial(by_route, one, one.job.way))
             elif one.job.trains:
                 parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
@@ -546,8 +547,8 @@ class Distil(Evaluator):
                 teaching = dict.fromkeys(workshop.teachers, teacher)
         return joined(done, job.fidelity)
 
-    def _shrunk(self, begun: _Begun, way: Way) -> Trained:
-        """Return a student cut out of a supernet of all that lies above it, then trained for the epochs left to it.
+    def _progressive(self, begun: _Begun, way: Way) -> Trained:
+        """Return a student cut out of a supernet of its own, then trained for the epochs left to it.
 
         One that no supernet holds is trained directly, which is noted. Raises TrialError.
         """
