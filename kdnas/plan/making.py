@@ -12,7 +12,6 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.route import (
-    CUT,
     PROGRESSIVE,
     ROUTES,
     Chained,
@@ -192,7 +191,7 @@ def _progressive(route: Progressive, basis: PlanBasis) -> tuple[Step, ...]:
         space=SpaceSection(**space_record(dataclasses.replace(basis.spaces[route], options={}))),
         init=basis.file.start,
         settings=SUPERNET_OF[route],
-        cut=CUT[route],
+        cut="largest" if route == "grow" else None,
     )
     return (
         supernet,

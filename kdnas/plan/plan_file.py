@@ -64,8 +64,8 @@ _HEADER = """\
 #             search trained (run-supernet).
 #   supernet  trains all networks of `space` at once, beginning from `init` as above; every list begins with the value
 #             of the largest network. `settings` decide which values may be sampled when; what was decided is in
-#             `recorded`, and a plan that has it is followed to the letter. Then the student, which `cut` says is the
-#             smallest network or the largest, is cut out and its batch-norm statistics are estimated anew.
+#             `recorded`, and a plan that has it is followed to the letter. Then the student, the smallest network
+#             unless `cut` says largest, is cut out and its batch-norm statistics are estimated anew.
 # The budget, the same for every route, is epochs x samples x 3 x student_macs: 3 x MACs for each sample that a network
 # is trained on, and 1 x for each one that the supernet's policy measures on. Teachers' forward passes are not counted.
 """
@@ -208,8 +208,8 @@ class SupernetStep(Section):
     init: Literal["random", "inherited"] = "random"
     """Random weights, or those that its largest network has from the teacher."""
     settings: SupernetSettings = SupernetSettings()
-    cut: Corner = "smallest"
-    """The network that the step gives."""
+    cut: Literal["largest"] | None = None
+    """The network that the step gives: the largest, or None: the smallest, as in plans of earlier versions."""
     recorded: RecordedShrinking | None = None
     """The stages as they went."""
 
@@ -228,7 +228,12 @@ class SupernetStep(Section):
 
     def network(self, family: StudentFamily) -> Arch:
         """Return the network that the step gives. Raises ConfigError."""
-        return self.elastic(family).corner(self.cut).arch
+        return self.elastic(family).corner(self.corner).arch
+
+    @property
+    def corner(self) -> Corner:
+        """The network that the step gives."""
+        return self.cut or "smallest"
 
 
 Step = DistilStep | SupernetStep

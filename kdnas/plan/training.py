@@ -459,10 +459,10 @@ class _Work:
             inherits=step.init == INHERITED,
             seed=derive_seed(self.file.seed, "full", step.name),
             view_seed=self.view_seed,
-            cut=step.cut,
+            cut=step.corner,
             settings=step.settings,
             recorded=step.recorded,
-            on_tick=functools.partial(self.report_tick, step.cut),
+            on_tick=functools.partial(self.report_tick, step.corner),
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         seen = workshop.validation_score(network)

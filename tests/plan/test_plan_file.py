@@ -125,7 +125,7 @@ def test_who_grows_is_the_largest_of_its_supernet(digits, tmp_path, family):
     again, document = load_plan(tmp_path / "plan.yaml")
     assert again == plan
     check_plan(again, document, basis.file, basis.family)
-    wrong = edited(tmp_path / "wrong.yaml", plan, set_in("steps", 0, "cut", "smallest"))
+    wrong = edited(tmp_path / "wrong.yaml", plan, set_in("steps", 0, "cut", None))
     with pytest.raises(ConfigError, match=r"steps\.1\.init: supernet gives .*, this one trains"):
         check_plan(*load_plan(wrong), basis.file, basis.family)
 
