@@ -29,6 +29,14 @@ Epochs = Annotated[
         show_default=False,
     ),
 ]
+RouteOption = Annotated[
+    str,
+    typer.Option(
+        "--route",
+        metavar="auto|direct|shrink|grow|assistants|born_again",
+        help="auto: by a rule on the run's numbers.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="auto|cpu|cuda", help="For --measure. Default: the study's.", show_default=False),
@@ -38,14 +46,7 @@ Device = Annotated[
 def command(
     run: RunFolder,
     pick: Pick = DEFAULT_PICK,
-    route: Annotated[
-        str,
-        typer.Option(
-            "--route",
-            metavar="auto|direct|shrink|grow|assistants|born_again",
-            help="auto: by a rule on the run's numbers.",
-        ),
-    ] = "auto",
+    route: RouteOption = "auto",
     measure: Annotated[
         bool, typer.Option("--measure", help="Train by every route with a part of the budget; the best one is taken.")
     ] = False,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity, Start
-from kdnas.core.route import Route
+from kdnas.core.route import PROGRESSIVE, Route
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import StudyConfig
 from kdnas.study.tuning import final_recipe, tuned_recipe
@@ -54,6 +54,11 @@ class Way:
     epochs: int
     choices: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     """shrink, grow: what was proposed for the student, which tells where its space ends."""
+
+    @property
+    def is_progressive(self) -> bool:
+        """Whether the student changes its size while it learns."""
+        return self.route in PROGRESSIVE
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import Quantity, breaches
-from kdnas.core.route import PROGRESSIVE
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
@@ -500,7 +499,7 @@ class Distil(Evaluator):
         groups: dict[object, list[int]] = {}
         for place, one in begun.items():
             if one.job.way is not None:
-                by_route = self._progressive if one.job.way.route in PROGRESSIVE else self._taught_on_the_way
+                by_route = self._progressive if one.job.way.is_progressive else self._taught_on_the_way
                 outcomes[place] = attempted(functools.partial(by_route, one, one.job.way))
             elif one.job.trains:
                 parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
