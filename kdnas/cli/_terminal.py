@@ -52,10 +52,11 @@ def printed(table: Table, *, caption: str = "", without: Sequence[str] = ()) -> 
     yielding = any(table.columns[place].text for place in places[1:])  # texts wrap before numbers do
     for place in places:
         column = table.columns[place]
+        is_name = place == 0 and not any(" " in row[place].text for row in table.rows)
         shown_table.add_column(
             column.heading,
             justify="left" if column.text else "right",
-            no_wrap=place == 0 or (yielding and not column.text),
+            no_wrap=is_name or (yielding and not column.text),
             overflow="fold",
         )
     for number, row in enumerate(table.rows):

@@ -32,7 +32,7 @@ def table(result: Comparisons) -> Table:
         seeds = ", ".join(str(len(row.scores)) for row in rows if row is not None)
         verdict = "the best" if name == best else "beyond noise" if name in worse else "≈ the best"
         lines.append([name, *cells, seeds, verdict])
-    headings = ["recipe", *(f"student {arch_id}" for arch_id in students), "trainings", "significantly apart"]
+    headings = ["recipe", *(f"student {arch_id}" for arch_id in students), "trainings", "apart"]
     return Table.of_texts("comparison", headings, lines, text=(0, len(headings) - 1))
 
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# usage: whole.sh RUNS   two tasks, a speaker without labels, colours that teach grey; the same command continues
+# usage: whole.sh RUNS   everything but the first comparison and the cross-modal ones; the same command continues
 set -Eeuo pipefail
 here=$(dirname "$0")
 kdnas search "$here/two_tasks" --out "$1/two_tasks" --set final.max_students=3
+
+kdnas search "$here/born_again" --out "$1/born_again"
 
 python "$here/new_speaker/prepare.py" "$KDNAS_DATA"
 kdnas search "$here/new_speaker" --out "$1/with_the_target"

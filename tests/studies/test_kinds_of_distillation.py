@@ -40,7 +40,7 @@ def small(repository: Path, name: str, folder: Path) -> LoadedStudy:
     source = repository / "studies/kinds_of_distillation" / name
     study = yaml.safe_load((source / "study.yaml").read_text())
     study["training"] |= {**BRIEF, "precision": "float32"}
-    for teacher in study.get("teachers", {}).values():
+    for teacher in [*study.get("teachers", {}).values(), *([study["teacher"]] if "teacher" in study else [])]:
         teacher["training"] |= BRIEF
     study["space"] = str((source / study["space"]).resolve())
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
@@ -96,6 +96,13 @@ def test_one_student_learns_by_every_kind(repository, root, cache, tmp_path, kin
 def test_finalists_may_take_every_route(repository, route):
     study = load_study(repository / "studies/kinds_of_distillation", [f"final.route={route}"])
     assert study.config.final_fidelity.route == route
+
+
+def test_a_student_is_born_again(repository, root, cache, tmp_path):
+    study = small(repository, "born_again", tmp_path)
+    assert (study.config.final.route, study.config.final.seeds) == ("born_again", 3)
+    _, found = trained(study, root, cache)
+    assert 0 <= found.score <= 1
 
 
 @pytest.mark.parametrize("name", ["sees_by_hearing", "hears_by_seeing"])

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# usage: run.sh RUN   every recipe, one student cut from its teacher, three seeds; the same command continues
+set -Eeuo pipefail
+logits="{type: kd, weight: 0.9, temperature: 4},{type: kd, weight: 0.9, temperature: 4, standardise: true}"
+logits="$logits,{type: dkd, task_weight: 1, warmup_fraction: 0.083},{type: dist, task_weight: 1},{type: nkd, task_weight: 1}"
+logits="$logits,{type: wsld, task_weight: 1},{type: ttm, task_weight: 1},{type: reverse_kl, weight: 0.9}"
+features=""
+for loss in hint attention similarity nst "review, width: 64" pkt rkd correlation srrl cat_kd; do
+  features="$features,{type: $loss, task_weight: 1}"
+done
+own="{type: kd, of: ema, weight: 1, temperature: 1}"
+kdnas compare "$(dirname "$0")" --out "$1" --pick smallest --seeds 3 --vary "distillation.losses=ce,$logits$features,$own"
