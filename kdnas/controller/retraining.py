@@ -51,6 +51,7 @@ class Retraining:
         self._config = opened.config
         self._record = opened.record
         self.new_repeats = 0
+        self._noted: set[str] = set()
         self.did_something = False
 
     def measured_finalists(self, crew: Callable[[], Executor[Job, Result]]) -> tuple[TrialRecord, ...]:
@@ -266,6 +267,8 @@ class Retraining:
         picked = picked_or_recommended(run) if distils and wanted else None
         if picked is None or not picked.trial.repeats:
             return []
+        if all(repeat.route == "direct" for repeat in picked.trial.repeats):
+            wanted = [direct for direct in wanted if not direct]  # its retrainings are that
         known = {(control.number, control.direct) for control in run.controls}
         return [(picked.trial, direct) for direct in wanted if (picked.trial.number, direct) not in known]
 
@@ -340,12 +343,17 @@ class Retraining:
             result.further,
             None if job.larger is None else job.larger.number,
             {score.name: result.values[score.name] for score in self._opened.run.scores_by_task},
+            direct=bool(result.went),
         )
         reach("retraining")
         self._record.add_repeat(trial.number, repeat)
         reach("retrained")
         self.new_repeats += 1
         self._observe(RepeatEnded(trial.number, repeat, seed=seed))
+        for note in result.notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                self._observe(Note(f"retraining of trial {trial.number}: {note}"))
         return repeat
 
     def _may_try(self, trial: TrialRecord, seed: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from kdnas.core.route import ROUTES, Route
@@ -59,6 +59,11 @@ class Fidelity:
     def as_dict(self) -> dict[str, Any]:
         """Return the plain record that goes into a trial; a route is stated where it is none as in the search."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("route", "direct")}
+
+    @property
+    def directly(self) -> Fidelity:
+        """The same by the direct route."""
+        return replace(self, route="direct")
 
     @property
     def training(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Ray(NewsExecutor[T, R]):
     `local`. Each worker takes `cpus` (its `threads`, unless stated), `gpus` (1 on CUDA; fractions share a device) and
     custom `resources` of its node. `runtime_env` is Ray's, as for packages and variables of the workers. `workers` None
     is as many as the cluster has room for, also when nodes come later. A lost node costs the trials that ran on it,
-    which run again elsewhere; so do those that Ray stops where memory is full, one at a time and once. Raises
+    which run again elsewhere; so do those that Ray stops where memory is full, once and alone on a node. Raises
     ConfigError (no such cluster), RunError (it does not start).
     """
 
@@ -143,9 +143,11 @@ class Ray(NewsExecutor[T, R]):
     @property
     def free(self) -> int:
         """The number of jobs that a placed worker would begin now; 1 where none is placed and no job waits."""
-        placed = [slot for slot in self._slots if slot.place is not None]
-        idle = sum(slot.task is None for slot in placed) - len(self._waiting)
-        return max(idle, 0) if placed or self._waiting else 1
+        placed = [slot.place.host for slot in self._slots if slot.place is not None and slot.task is None]
+        waiting = sum(not task.outgrown for task in self._waiting)
+        is_placed = any(slot.place is not None for slot in self._slots)
+        idle = sum(host != self._held for host in placed) - waiting
+        return max(idle, 0) if is_placed or self._waiting else 1
 
     @property
     def running(self) -> int:
@@ -292,18 +294,31 @@ class Ray(NewsExecutor[T, R]):
     def _hand_out(self) -> None:
         """Give jobs that wait to slots that are free; one that still opens its data is asked once that is done."""
         for slot in self._slots:
-            if slot.place is not None and slot.task is None and slot.call is None and (task := self._next()):
+            if slot.place is None or slot.task is not None or slot.call is not None:
+                continue
+            held = slot.place.host == self._held
+            if held and self._running_at(slot.place.host):
+                continue
+            task = next((task for task in self._waiting if task.outgrown == held), None)
+            if task is not None:
                 self._waiting.remove(task)
                 slot.task = task
                 slot.ask(slot.actor.work.remote(task.key, task.job, task.time_limit_s))
 
-    def _next(self) -> _Task[T] | None:
-        """Return the first job that may begin: of those that Ray has stopped for memory one at a time runs again.
+    @property
+    def _held(self) -> str | None:
+        """The host on which a job that Ray has stopped for memory runs alone, or is to: where least runs.
 
         Ray stops whatever runs on a node that is full, so that nobody knows whose fault that was.
         """
-        suspected = any(slot.task is not None and slot.task.outgrown for slot in self._slots)
-        return next((task for task in self._waiting if not (suspected and task.outgrown)), None)
+        placed = [(slot.place.host, slot.task) for slot in self._slots if slot.place is not None]
+        suspects = [host for host, task in placed if task is not None and task.outgrown]
+        if not suspects and any(task.outgrown for task in self._waiting):
+            suspects = sorted({host for host, _ in placed}, key=self._running_at)
+        return suspects[0] if suspects else None
+
+    def _running_at(self, host: str) -> int:
+        return sum(slot.task is not None and slot.place is not None and slot.place.host == host for slot in self._slots)
 
     def _look(self) -> list[Finished[R]]:
         """Handle slots that went silent and nodes that came, and report what waits for a node.

@@ -252,7 +252,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
             repeat.test_score,
             f"the best of {trained} on the validation split" if trained > 1 else "",
             cut_from_trial=repeat.cut_from,
-            route=fidelity.route,
+            route=repeat.route,
         ),
         control=control,
         quantities={name: _cost(run, member, name) for name in member.values if name != run.score.name},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, AliasChoices, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainSerializer, PlainValidator
 
 from kdnas.core.arch import Arch
 from kdnas.core.route import Corner, Route
@@ -208,7 +208,7 @@ class SupernetStep(Section):
     init: Literal["random", "inherited"] = "random"
     """Random weights, or those that its largest network has from the teacher."""
     settings: SupernetSettings = SupernetSettings()
-    cut: Literal["largest"] | None = None
+    cut: Annotated[Literal["largest"] | None, BeforeValidator(lambda cut: None if cut == "smallest" else cut)] = None
     """The network that the step gives: the largest, or None: the smallest, as in plans of earlier versions."""
     recorded: RecordedShrinking | None = None
     """The stages as they went."""

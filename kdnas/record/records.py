@@ -17,6 +17,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Constraint, Quantity
 from kdnas.core.pick import Standard
+from kdnas.core.route import Route
 from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.lock import Lock, SupernetRecord, TeacherReport
@@ -54,6 +55,8 @@ class Result:
     """(epoch, validation score) at the epochs that the job asked to look at, the last included."""
     notes: tuple[str, ...] = ()
     """What slowed the training, in words."""
+    went: str = ""
+    """The route by which it was trained, `direct`, where the one that the job asked for could not be taken."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form, for JSON: what is empty is left out."""
@@ -93,6 +96,13 @@ class Repeat:
     """The trial whose retraining with the same seed it was cut out of; None: no student."""
     by_task: Mapping[str, float] = field(default_factory=dict)
     """On the validation split, the score of each of several tasks by its name."""
+    direct: bool = False
+    """Whether it was trained directly, for the route of its fidelity could not be taken."""
+
+    @property
+    def route(self) -> Route:
+        """The route by which it was trained."""
+        return "direct" if self.direct else self.fidelity.route
 
 
 @dataclass(frozen=True)

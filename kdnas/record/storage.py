@@ -175,8 +175,12 @@ class Record:
 
         def whole() -> R:
             self._database.check_held()
-            with self._rows.at_once():
-                return write()
+            try:
+                with self._rows.at_once():
+                    return write()
+            except BaseException:
+                self._ended.clear()  # what was read inside may never have been written
+                raise
 
         return self._lasting(whole)
 

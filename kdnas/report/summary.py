@@ -201,11 +201,14 @@ def _control_in_words(run: RunRecord, *, direct: bool) -> str:
     member = members[control.number]
     assert control.score is not None
     distilled = shown_interval(score, member.values[score.name], member.score_ci95)
-    route, routed = run.config.final.route.replace("_", " "), run.config.final.route != "direct"
+    went = "direct" if any(repeat.direct for repeat in member.trial.repeats) else run.config.final.route
+    if direct and went == "direct":
+        return ""  # both are the same training
+    route, routed = went.replace("_", " "), went != "direct"
     how, otherwise = (
-        ("directly, on the same budget,", ROUTE_WORDS[run.config.final.route])
+        ("directly, on the same budget,", ROUTE_WORDS[went])
         if direct
-        else ("on labels alone", f"distilled {ROUTE_WORDS[run.config.final.route]}" if routed else "distilled")
+        else ("on labels alone", f"distilled {ROUTE_WORDS[went]}" if routed else "distilled")
     )
     what = f"the route {route}" if direct else f"distillation and the route {route}" if routed else "distillation"
     gain = score.gain(member.values[score.name], control.score)
@@ -403,6 +406,10 @@ def trust(run: RunRecord) -> list[str]:
             )
             + "The front was recomputed from them."
         )
+        if directly := [m.trial.arch.arch_id for m in retrained if any(repeat.direct for repeat in m.trial.repeats)]:
+            whose, were = ("student", "was") if len(directly) == 1 else ("students", "were")
+            way = f"could not be trained {ROUTE_WORDS[run.config.final.route]} and {were} trained directly"
+            sentences.append(f"The {whose} {', '.join(directly)} {way}.")
         if seeds[0] < asked:
             sentences.append(f"Retraining is not finished: {asked} seeds a student were asked for.")
         if seeds[0] == 1 and len(seeds) > 1:

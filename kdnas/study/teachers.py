@@ -127,7 +127,7 @@ def _route_problems(config: StudyConfig) -> list[Problem]:
         return [Problem("final.route", f"{config.evaluator.called} trains no students here", "direct")]
     sources = {term.of for term in terms if term.weight > 0 and term.of not in LEARNING}
     if not config.teachers or not sources:
-        what = f"no loss learns of a teacher, whose place the route {route} gives away"
+        what = f"no loss learns of a teacher, which the route {route} is for"
         return [Problem("final.route", what, "direct")]
     if route in PROGRESSIVE:
         return _supernet_problems(config)

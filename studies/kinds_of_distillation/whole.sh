@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: whole.sh RUNS   everything but the first comparison and the cross-modal ones; the same command continues
 set -Eeuo pipefail
+: "${1:?usage: whole.sh RUNS}"
 here=$(dirname "$0")
 kdnas search "$here/two_tasks" --out "$1/two_tasks" --set final.max_students=3
 

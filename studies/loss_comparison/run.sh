@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: run.sh RUN   every recipe, two students, three seeds; stopped at any moment, the same command continues
 set -Eeuo pipefail
+: "${1:?usage: run.sh RUN}"
 logits="{type: kd, weight: 0.9, temperature: 4},{type: kd, weight: 0.9, temperature: 4, standardise: true}"
 logits="$logits,{type: dkd, task_weight: 1, warmup_fraction: 0.083},{type: dist, task_weight: 1},{type: nkd, task_weight: 1}"
 logits="$logits,{type: wsld, task_weight: 1},{type: ttm, task_weight: 1},{type: mlld, task_weight: 1},{type: reverse_kl, weight: 0.9}"

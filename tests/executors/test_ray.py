@@ -109,12 +109,24 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
     assert executor.running == 0
 
 
-@needs_ray
-def test_what_ray_stops_for_memory_runs_again_alone_of_its_kind_and_fails_the_second_time(build, monkeypatch):
-    """Ray's watch on memory kills whoever runs on a full node: here a job that fills it, and one beside it."""
+def kill(executor, *keys):
     import ray
 
-    executor, get = build(workers=2), ray.get
+    for slot in executor._slots:
+        if slot.task is not None and slot.task.key in keys:
+            ray.kill(slot.actor)
+
+
+def running(executor):
+    return {slot.task.key for slot in executor._slots if slot.task is not None}
+
+
+@pytest.fixture
+def two_run(build, monkeypatch):
+    """Jobs, the first of which is said to fill memory, beside each other; a killed worker was stopped for memory."""
+    import ray
+
+    get = ray.get
 
     def told(call):
         try:
@@ -122,31 +134,47 @@ def test_what_ray_stops_for_memory_runs_again_alone_of_its_kind_and_fails_the_se
         except ray.exceptions.ActorDiedError as error:
             raise ray.exceptions.OutOfMemoryError("killed due to the node running low on memory") from error
 
-    def kill(*keys):
-        for slot in executor._slots:
-            if slot.task is not None and slot.task.key in keys:
-                ray.kill(slot.actor)
-
-    def running():
-        return [slot.task.key for slot in executor._slots if slot.task is not None]
-
     monkeypatch.setattr("ray.get", told)
-    executor.submit("hog", Task("sleep", seconds=600))
-    while executor.free < 1:
-        executor.wait(0.1)
-    executor.submit("beside", Task("sleep", seconds=3))
-    while len(running()) < 2:
-        executor.wait(0.1)
-    kill("hog", "beside")
-    finished = []
+
+    def start(hog_s: float):
+        executor = build(workers=2)
+        for key, seconds in (("hog", hog_s), ("beside", 2)):
+            while not executor.free:
+                executor.wait(0.1)
+            executor.submit(key, Task("sleep", seconds=seconds))
+        while len(running(executor)) < 2:
+            executor.wait(0.1)
+        return executor
+
+    return start
+
+
+@needs_ray
+def test_what_ray_stops_for_memory_runs_again_alone_and_fails_the_second_time(two_run):
+    executor, finished = two_run(600), []
+    kill(executor, "hog", "beside")
     while len(finished) < 2:
         finished += executor.wait(0.1)
         if all(slot.task is None or slot.task.outgrown for slot in executor._slots):
-            assert len(running()) < 2
-            kill("hog")
+            assert len(running(executor)) < 2
+            kill(executor, "hog")
     ended = {one.key: one for one in finished}
     assert "out of memory on its machine: killed due to" in ended["hog"].failure
     assert ended["beside"].result is not None
+
+
+@needs_ray
+def test_who_is_stopped_beside_a_job_that_fills_memory_waits_for_its_end(two_run):
+    executor, finished = two_run(20), []
+    kill(executor, "beside")
+    while not finished:
+        finished += executor.wait(0.1)
+        alone = [slot.task for slot in executor._slots if slot.task is not None and slot.task.outgrown]
+        assert not alone or "hog" not in running(executor)
+        assert executor.free == 0  # nothing new begins on the only host
+    finished += collect(executor, 2 - len(finished))
+    assert [(one.key, one.failure) for one in finished] == [("hog", None), ("beside", None)]
+    assert executor.free == 2
 
 
 @needs_ray

@@ -308,3 +308,16 @@ def test_retrainings_of_another_fidelity_do_not_count(record):
     record.add_repeat(0, Repeat(0, 0.5, 0.5, Fidelity(wanted.epochs - 1), 5.0, "a.safetensors"))
     record.add_repeat(0, kept)
     assert refreshed(run, record).trials[0].repeats == (kept,)
+
+
+def test_what_was_read_inside_a_transaction_that_failed_is_forgotten(record):
+    number, _ = ask(record)
+
+    def write():
+        record.complete(number, result(accuracy=0.5), OBJECTIVES)
+        assert record.trials()[-1].state == "complete"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.at_once(write)
+    assert record.trials()[-1].state == "running"

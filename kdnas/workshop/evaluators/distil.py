@@ -491,6 +491,7 @@ class Distil(Evaluator):
             sha256="" if checkpoint is None else file_sha256(checkpoint),
             curve=(*begun.curve.points, (job.fidelity.epochs, trained.score)) if job.looks else (),
             notes=(*self._take_mended(), *trained.notes),
+            went="" if trained.fidelity.route == job.fidelity.route else trained.fidelity.route,
         )
 
     def _train(self, begun: Mapping[int, _Begun]) -> dict[int, Trained | TrialError]:
@@ -544,25 +545,25 @@ class Distil(Evaluator):
             if not last:
                 teacher = workshop.as_teacher(f"network {place + 1} before {job.arch.arch_id}", trained.network)
                 teaching = dict.fromkeys(workshop.teachers, teacher)
-        return joined(done, job.fidelity)
+        return joined(done, job.fidelity if way.before else job.fidelity.directly)
 
     def _progressive(self, begun: _Begun, way: Way) -> Trained:
         """Return a student cut out of a supernet of its own, then trained for the epochs left to it.
 
         One that no supernet holds is trained directly, which is noted. Raises TrialError.
         """
-        job = begun.job
+        job, went = begun.job, begun.job.fidelity
         try:
             network, seconds = cut_for(self.workshop, job, way)
         except ConfigError as error:
             self._mended.append(f"student {job.arch.arch_id} is trained directly: {error}")
-            seconds, (trained,) = 0.0, self._train_together([begun])
+            seconds, went, (trained,) = 0.0, job.fidelity.directly, self._train_together([begun])
         else:
             begun.module.load_state_dict(network.state_dict())
             (trained,) = self._train_part([begun], [_Part(way.epochs, job.view_seed)], last=True)
         if isinstance(trained, TrialError):
             raise trained
-        return dataclasses.replace(trained, train_seconds=trained.train_seconds + seconds, fidelity=job.fidelity)
+        return dataclasses.replace(trained, train_seconds=trained.train_seconds + seconds, fidelity=went)
 
     def _train_part(
         self, students: Sequence[_Begun], parts: Sequence[_Part], teaching: Teaching = None, *, last: bool
@@ -642,7 +643,8 @@ class Distil(Evaluator):
         if workshop.device.type != "cuda":
             return Packing(1)
         draws = np.random.default_rng(derive_seed(config.seed, "at once"))
-        archs = sorted((self.arch(self.space.random(draws)) for _ in range(_DRAWS)), key=self._macs)
+        drawn = [self.arch(self.space.random(draws)) for _ in range(_DRAWS)]
+        archs = sorted(drawn, key=lambda arch: self.price(arch)["macs"])
         few = workshop.train_indices[: _STEPS_TIMED * config.training.batch_size]
         train = workshop.batches(few)
 
@@ -653,9 +655,6 @@ class Distil(Evaluator):
             )
 
         return choose_size(rate)
-
-    def _macs(self, arch: Arch) -> float:
-        return self.price(arch)["macs"]
 
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
