@@ -314,7 +314,7 @@ class Ray(NewsExecutor[T, R]):
         placed = [(slot.place.host, slot.task) for slot in self._slots if slot.place is not None]
         suspects = [host for host, task in placed if task is not None and task.outgrown]
         if not suspects and any(task.outgrown for task in self._waiting):
-            suspects = sorted({host for host, _ in placed}, key=self._running_at)
+            suspects = sorted({host for host, _ in placed}, key=lambda host: (self._running_at(host), host))
         return suspects[0] if suspects else None
 
     def _running_at(self, host: str) -> int:
