@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -83,6 +83,8 @@ class Slot(NamedTuple):
     depth: int
     stages: tuple[Stage, ...]
     """One for every combination of extreme settings, at depth 1 or 2."""
+    between: tuple[Stage, ...]
+    """The same for the other widths: the widest block that has a convolution in its shortcut may be one of these."""
     optional: bool
     """Whether networks can end before it."""
 
@@ -137,6 +139,8 @@ class StagedLayout:
             meets |= self._family.shortcut(first) == "identity"
             for block in range(1, slot.depth if others else 0):
                 self._add_block(f"stages.{place - 1}.{block}", others[0], here, here)
+        for stage, channels in itertools.product((*slot.stages, *slot.between), incoming):
+            self._add_block(f"stages.{place - 1}.0", self._family.blocks(channels, stage)[0], before, here)
         if meets:
             self.aligned[-1].append(here)
         else:
@@ -180,15 +184,23 @@ def _slots(family: ElasticFamily, domains: Mapping[str, tuple[Scalar, ...]]) -> 
     for place in range(1, len(indices) + 1):
         # Stage j stands at place p when j - p of the stages before it can be left out.
         fits = [j for j in range(place, len(indices) + 1) if j - place <= sum(optional[: j - 1])]
-        here = [_stages(family, domains, indices[j - 1]) for j in fits]
+        here = [_stages(family, domains, indices[j - 1], _extremes) for j in fits]
+        all_widths = [_stages(family, domains, indices[j - 1], _numbers) for j in fits]
         widths = sorted({width for j in fits for width in _numbers(domains[f"stage{indices[j - 1]}.width"])})
         depth = max(max(_numbers(domains[f"stage{indices[j - 1]}.depth"])) for j in fits)
         ends_before = sum(not can for can in optional) < place
-        yield Slot(tuple(widths), depth, tuple(itertools.chain(*here)), ends_before)
+        stages = tuple(itertools.chain(*here))
+        between = tuple(stage for stage in itertools.chain(*all_widths) if stage not in stages)
+        yield Slot(tuple(widths), depth, stages, between, ends_before)
 
 
-def _stages(family: ElasticFamily, domains: Mapping[str, tuple[Scalar, ...]], index: int) -> Iterator[Stage]:
-    """Yield stage `index` of the space in every combination of extreme settings."""
+def _stages(
+    family: ElasticFamily,
+    domains: Mapping[str, tuple[Scalar, ...]],
+    index: int,
+    of_widths: Callable[[Sequence[Scalar]], Iterable[Any]],
+) -> Iterator[Stage]:
+    """Yield stage `index` of the space in every combination of extreme settings, with the widths `of_widths`."""
 
     def of(part: str, *default: Scalar) -> Iterable[Any]:
         return _extremes(domains.get(f"stage{index}.{part}", default))
@@ -196,7 +208,8 @@ def _stages(family: ElasticFamily, domains: Mapping[str, tuple[Scalar, ...]], in
     depth = min(2, max(_numbers(domains[f"stage{index}.depth"])))
     if depth:
         extras = itertools.product(*(of(name) for name in family.extras))
-        for width, stride, extra in itertools.product(of("width"), of("stride", default_stride(index)), list(extras)):
+        widths, strides = of_widths(domains[f"stage{index}.width"]), of("stride", default_stride(index))
+        for width, stride, extra in itertools.product(widths, strides, list(extras)):
             yield Stage(depth, width, stride, extra)
 
 

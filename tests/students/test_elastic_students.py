@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.route import space_down_to, space_up_to
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.nn.elastic import Supernet
+from kdnas.nn.elastic import Supernet, Unfilled
 from kdnas.students import STUDENTS, FamilyContext, StudentFamily, family_for
+from kdnas.students._elastic import StagedLayout
 from kdnas.study.spaces import arch_of, load_space, space_names
+from kdnas.training.supernet.subnets import ElasticSpace
 
 FAMILIES = [name for name in STUDENTS.names() if STUDENTS.get(name).supernet is not StudentFamily.supernet]
 TASKS = {"digits_resnet": image_classification((1, 8, 8), 10)}
@@ -241,3 +244,35 @@ def test_a_family_without_elastic_networks_says_so():
 
     with pytest.raises(ConfigError, match="cannot share weights"):
         Rigid(FamilyContext(CIFAR)).supernet(SPACES[0])
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "cifar_resnet", "cifar_mobilenet"])
+@pytest.mark.parametrize("part", [space_down_to, space_up_to])
+def test_every_network_around_a_student_finds_room_in_the_shared_tensors(name, part):
+    """Where a part of a space begins or ends with equal widths, its widest projection is at neither end."""
+    space = next(space for space in SPACES if space.name == name)
+    family = family_of(space)
+    ladders, rng = ElasticSpace(space, family).ladders, np.random.default_rng(0)
+    for _ in range(6):
+        around = part(space, ladders, space.random(rng))
+        layout = StagedLayout(family, around)
+        for _ in range(15):
+            arch = family.canonical(around.active(around.random(rng)))
+            with Unfilled():
+                wanted = {key: tuple(value.shape) for key, value in family.build(arch).state_dict().items()}
+            names = layout.shared_names(arch, list(wanted))
+            short = [key for key, shape in wanted.items() if np.less(layout.tensors[names[key]].shape, shape).any()]
+            assert not short, (arch.choices, around)
+
+
+def test_a_projection_narrower_than_the_widest_stage_is_shared_whole():
+    """A stage as wide as what it reads has an identity there: of widths 4 to 16 after 16 channels, 12 is the widest."""
+    choices = {"stem_width": (16,), "stage1.depth": (1,), "stage1.width": (16, 12, 8, 4)}
+    kinds = {"stage1.bottleneck": ("plain",), "stage1.skip": ("projection",)}
+    space = SearchSpace("s", "resnet", tuple(Choice(name, values) for name, values in {**choices, **kinds}.items()))
+    family = family_for("resnet", image_classification((1, 8, 8), 10))
+    supernet = family.supernet(space).eval()
+    samples = torch.randn(2, 1, 8, 8)
+    for width in (4, 8, 12, 16):
+        arch = family.canonical(space.active({**{c.name: c.values[0] for c in space.choices}, "stage1.width": width}))
+        assert torch.equal(supernet(samples, arch), supernet.subnet(arch)(samples))
