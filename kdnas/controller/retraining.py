@@ -52,6 +52,7 @@ class Retraining:
         self._record = opened.record
         self.new_repeats = 0
         self._noted: set[str] = set()
+        """What trials and retrainings noted: each is told once."""
         self.did_something = False
 
     def measured_finalists(self, crew: Callable[[], Executor[Job, Result]]) -> tuple[TrialRecord, ...]:
@@ -104,6 +105,7 @@ class Retraining:
         Where the finalists are nested a student waits for the one of `chosen` that it is cut out of.
         """
         self.did_something = True
+        self._noted |= {note for trial in self._opened.snapshot().trials for note in trial.notes}
         limit_s = self._config.time_limit_s(self._config.final_fidelity)
         waiting = deque(pending)
         nest, ways = self._nest(pending, chosen), self._ways(pending, chosen)
