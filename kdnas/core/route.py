@@ -17,7 +17,8 @@ validation split, in the unit of the task's score.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -189,33 +190,34 @@ def space_down_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Sc
     Of every choice that is active in the student, the values with more MACs than the student's and its own are kept, so
     that the student is the smallest subnet; of the others the largest value alone.
     """
-    active, choices = space.active(student), []
-    for choice in space.choices:
-        values, macs = ladders.values[choice.name], ladders.macs[choice.name]
-        if choice.name in active:
-            own = values.index(active[choice.name])
-            larger = [value for value, price in zip(values, macs, strict=True) if price > macs[own]]
-            choices.append(Choice(choice.name, (*larger, values[own])))
-        else:
-            choices.append(Choice(choice.name, values[:1]))
-    return replace(space, choices=tuple(choices))
+    return _part_of(space, ladders, student, operator.gt)
 
 
 def space_up_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Scalar]) -> SearchSpace:
     """Return the part of `space` between its smallest network and the one that the assignment `student` stands for.
 
-    Of every choice that is active in the student its own value and those with fewer MACs are kept, so that the student
+    Of every choice that is active in the student, its own value and those with fewer MACs are kept, so that the student
     is the largest subnet; of the others the largest value alone.
     """
+    return _part_of(space, ladders, student, operator.lt)
+
+
+def _part_of(
+    space: SearchSpace, ladders: Ladders, student: Mapping[str, Scalar], lies_beyond: Callable[[int, int], bool]
+) -> SearchSpace:
+    """Return `space` with the student's values and those whose MACs lie beyond theirs, in the order of the ladders."""
     active, choices = space.active(student), []
     for choice in space.choices:
         values, macs = ladders.values[choice.name], ladders.macs[choice.name]
+        kept = values[:1]
         if choice.name in active:
             own = values.index(active[choice.name])
-            smaller = [value for value, price in zip(values, macs, strict=True) if price < macs[own]]
-            choices.append(Choice(choice.name, (values[own], *smaller)))
-        else:
-            choices.append(Choice(choice.name, values[:1]))
+            kept = tuple(
+                value
+                for place, (value, price) in enumerate(zip(values, macs, strict=True))
+                if place == own or lies_beyond(price, macs[own])
+            )
+        choices.append(Choice(choice.name, kept))
     return replace(space, choices=tuple(choices))
 
 

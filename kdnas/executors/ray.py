@@ -146,7 +146,8 @@ class Ray(NewsExecutor[T, R]):
         placed = [slot.place.host for slot in self._slots if slot.place is not None and slot.task is None]
         waiting = sum(not task.outgrown for task in self._waiting)
         is_placed = any(slot.place is not None for slot in self._slots)
-        idle = sum(host != self._held for host in placed) - waiting
+        held = self._held
+        idle = sum(host != held for host in placed) - waiting
         return max(idle, 0) if is_placed or self._waiting else 1
 
     @property
