@@ -4,12 +4,15 @@ something is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from kdnas.controller.companions import companions
 from kdnas.controller.events import Note, Observer
 from kdnas.controller.site import Site
 from kdnas.core.arch import Arch
@@ -159,7 +162,9 @@ def prepare_study(
     if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
     evaluator.keep()
-    if (supernet := evaluator.prepare()) != lock.supernet:
+    with _companions(context, evaluator, lock, site):
+        supernet = evaluator.prepare()
+    if supernet != lock.supernet:
         lock = dataclasses.replace(lock, supernet=supernet)
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
@@ -195,6 +200,19 @@ def _workplan(context: EvaluatorContext, evaluator: Evaluator, site: Site | None
     if site is not None:
         site.reopen(ErrandPlan(workplan.context))
     return workplan
+
+
+def _companions(
+    context: EvaluatorContext, evaluator: Evaluator, lock: Lock, site: Site | None
+) -> contextlib.AbstractContextManager[None]:
+    """Return who computes the teacher's outputs ahead where a supernet is trained here, on the cores of the workers."""
+    config, device = context.config, torch.device(context.device)
+    waits = config.shares_weights and lock.supernet is None
+    if not waits or site is not None or device.type != "cpu":
+        return contextlib.nullcontext()
+    count = min(config.executor.workers or sys.maxsize, default_workers(device, config.training)) - 1
+    threads = 1 if config.training.threads == "auto" else config.training.threads
+    return companions(_workplan(context, evaluator, None).context, count=count, threads=threads)
 
 
 def _opened_evaluator(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from kdnas.core.words import progress_bar
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.faults import reach
 from kdnas.nn.elastic import Supernet
+from kdnas.nn.teacher import by_name
 from kdnas.nn.weights import load_weights, save_weights, weights_metadata
 from kdnas.record.lock import SupernetRecord
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged
+from kdnas.training.numerics import computing, settled_recipe
+from kdnas.training.recipe import Recipe
+from kdnas.training.step import open_teacher_outputs
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace, SubnetScorer, SubnetSpec
 from kdnas.training.supernet.training import Tick, train_supernet
@@ -98,6 +103,27 @@ class RunSupernet:
             self._folder, self._settings, workshop.space, workshop, self._samples(), fingerprint=fingerprint
         )
 
+    def answer_ahead(self, teacher_cache: TeacherCache) -> None:
+        """Have the teacher's outputs that the training asks for computed, view by view, where they are not there."""
+        workshop = self._workshop
+        recipe = settled_recipe(self._recipe, workshop.device)
+        with ExitStack() as stack:
+            stack.enter_context(computing(recipe.training, workshop.device))
+            outputs, _ = open_teacher_outputs(
+                stack,
+                by_name(workshop.teachers),
+                self._samples(),
+                recipe,
+                data=workshop.data,
+                device=workshop.device,
+                view_seed=self._view_seed,
+                teacher_cache=teacher_cache,
+            )
+            for view in range(self._settings.views or self._settings.epochs):
+                if outputs is not None:
+                    outputs.begin(view)
+                    outputs.end()
+
     def _train(self, teacher_cache: TeacherCache, notify: Callable[[str], None]) -> None:
         """Train the supernet with the teacher, whose outputs the trials share, and write its folder: weights last."""
         config, settings, workshop = self._config, self._settings, self._workshop
@@ -113,8 +139,6 @@ class RunSupernet:
         if self._inherits:
             inputs, _ = first_samples(train, INHERITED_BY)
             inherited = workshop.family.inherit_supernet(supernet, self._largest, inputs)
-        update = {"epochs": settings.epochs, "data_fraction": self._fraction}
-        recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
         notify(
             f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
             f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} {workshop.data.task.samples}"
@@ -129,11 +153,11 @@ class RunSupernet:
                 workshop.teachers,
                 train,
                 workshop.validation,
-                recipe,
+                self._recipe,
                 settings,
                 data=workshop.data,
                 seed=derive_seed(config.seed, "supernet"),
-                view_seed=derive_seed(config.seed, "views"),
+                view_seed=self._view_seed,
                 device=workshop.device,
                 on_tick=_announce(notify, workshop.data.task.score, _Sharing(self._files, notify)),
                 checkpoint=checkpoint,
@@ -146,6 +170,17 @@ class RunSupernet:
         made = SupernetRecord("", settings.epochs, self._fraction, trained.train_seconds, inherited)
         save_supernet(trained.supernet, self._folder, made)
         self._files.forget(_CHECKPOINT)
+
+    @property
+    def _recipe(self) -> Recipe:
+        """The run's, with the length and the share of the samples of the supernet's training."""
+        training = self._config.training
+        update = {"epochs": self._settings.epochs, "data_fraction": self._fraction}
+        return self._config.recipe.model_copy(update={"training": training.model_copy(update=update)})
+
+    @property
+    def _view_seed(self) -> int:
+        return derive_seed(self._config.seed, "views")
 
     @property
     def _fraction(self) -> float:

@@ -160,7 +160,7 @@ class Distil(Evaluator):
             what = f"{of} has no weights for students of {self.space.family}"
             raise ConfigError(Problem("start", what, f"random, or a teacher of the family {self.space.family}"))
         if config.shares_weights:
-            _ = self._run_supernet  # refused where the space has none
+            _ = self.run_supernet  # refused where the space has none
         self.calibrate(context.calibrations)
         if context.made_on.reader == "worker":
             self._refuse_unlike_device()
@@ -174,7 +174,8 @@ class Distil(Evaluator):
             raise ConfigError(problems)
 
     @functools.cached_property
-    def _run_supernet(self) -> RunSupernet:
+    def run_supernet(self) -> RunSupernet:
+        """What trains and loads the run's supernet."""
         return RunSupernet(self.context.files, self.context.config, self.workshop)
 
     @functools.cached_property
@@ -182,7 +183,7 @@ class Distil(Evaluator):
         """The trained supernet. Raises RunFolderError where it is not that of the run's lock file."""
         if self.supernet is None:
             raise RunFolderError(f"{self.context.folder} has no trained supernet yet: `kdnas search` trains it")
-        return self._run_supernet.load(self.supernet.fingerprint)
+        return self.run_supernet.load(self.supernet.fingerprint)
 
     def keep(self) -> None:
         """Write down what the family has found out, and the teacher that was trained for this study."""
@@ -193,7 +194,7 @@ class Distil(Evaluator):
         if self.supernet is not None:
             check_supernet(self.context.folder, self.supernet.fingerprint)
         elif self.context.config.shares_weights:
-            self.supernet = self._run_supernet.prepare(teacher_cache=self.teacher_cache, notify=self.notify)
+            self.supernet = self.run_supernet.prepare(teacher_cache=self.teacher_cache, notify=self.notify)
         config = self.context.config
         if config.blocks is not None and config.sampler.type == BLOCKS:
             self.library = open_library(
