@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdnas.core.task import TaskSpec
+from kdnas.nn.folding import folded
 from kdnas.nn.ruling import ruled
 from kdnas.training.batches import Batches
 from kdnas.training.numerics import is_scored_in_bfloat16
@@ -72,7 +73,7 @@ def tally_and_ruled(
     by_rules: dict[str, list[torch.Tensor]] = {name: [] for name in rules}
     changed = dict.fromkeys(rules, 0)
     try:
-        with torch.inference_mode():
+        with folded(network), torch.inference_mode():
             for batch in batches.grouped(batch_size=batch_size or evaluation_batch(task.spec, batches.device)):
                 inputs = batch.laid_out
                 with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):

@@ -32,6 +32,7 @@ from kdnas.core.space import Assignment, Choice, SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Supernet
+from kdnas.nn.folding import folded
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.rows import Batch
 from kdnas.nn.strided import thinned_first
@@ -222,12 +223,13 @@ class SubnetScorer:
         """Return the validation score and the mean cross entropy, in nats, of the subnet cut out."""
         network, task = self._recalibrated(supernet, spec).eval(), self._validation.task
         tallies, loss, seen = [], 0.0, 0
-        for batch in self._some(self._validation, self._validation_samples):
-            with torch.inference_mode(), self._precision():
-                rows = task.rows(network(*batch.inputs).float(), batch.inputs, batch.targets)
-            tallies.append(task.tally(rows))
-            loss += float(task_loss(rows, 0.0)) * len(batch)
-            seen += len(batch)
+        with folded(network), torch.inference_mode():
+            for batch in self._some(self._validation, self._validation_samples):
+                with self._precision():
+                    rows = task.rows(network(*batch.inputs).float(), batch.inputs, batch.targets)
+                tallies.append(task.tally(rows))
+                loss += float(task_loss(rows, 0.0)) * len(batch)
+                seen += len(batch)
         return task.score(task.together(tallies).cpu()), loss / seen
 
     def cut(self, supernet: Supernet, spec: SubnetSpec) -> torch.nn.Module:
