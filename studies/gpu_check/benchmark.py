@@ -26,13 +26,26 @@ from bench import Bench, Row
 from equality import equality
 from latency import latency
 from speed import energy, kernels, loops, processes, teacher, throughput, together
+from transformers import derived, texts
 
 import kdnas
 from kdnas.errors import KdnasError
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     benchmark.__name__: benchmark
-    for benchmark in (throughput, together, teacher, loops, equality, latency, energy, kernels, processes)
+    for benchmark in (
+        throughput,
+        together,
+        teacher,
+        loops,
+        equality,
+        derived,
+        texts,
+        latency,
+        energy,
+        kernels,
+        processes,
+    )
 }
 
 

@@ -44,15 +44,17 @@ fi
 # shellcheck disable=SC2046
 part tests 85 "$python" -m pytest $(grep -rl "mark.gpu" tests) -m gpu -q --durations=10 -p no:cacheprovider \
   --continue-on-collection-errors
-benchmark throughput 55
-benchmark together 55
+benchmark throughput 50
+benchmark together 50
 benchmark teacher 30
-benchmark equality 60
-benchmark latency 35
+benchmark equality 50
+benchmark derived 30
+benchmark texts 25
+benchmark latency 30
 benchmark loops 35
-benchmark energy 25
-benchmark kernels 30
-benchmark processes 40
+benchmark energy 20
+benchmark kernels 20
+benchmark processes 25
 
 study=(studies/digits)
 if [[ -d "$KDNAS_DATA/teachers/cifar10" ]]; then

@@ -73,6 +73,22 @@ def _throughput(rows: Sequence[Row]) -> list[Finding]:
     ]
 
 
+def _transformer(what: str) -> Callable[[Sequence[Row]], list[Finding]]:
+    """Return what reads the rows of a transformer's training."""
+
+    def read(rows: Sequence[Row]) -> list[Finding]:
+        lines = []
+        for size in dict.fromkeys(row["batch_size"] for row in rows):
+            rates = {row["graphs"]: row["images_per_s"] for row in rows if row["batch_size"] == size}
+            failed = [row["graph_failure"] for row in rows if row["batch_size"] == size and row["graph_failure"]]
+            note = f"captured over eager {rates[True] / rates[False]:.2f}" if len(rates) == 2 else ""
+            note = f"a capture failed: {failed[0]}" if failed else note
+            lines.append(Finding(f"{what}, batch {size}", max(rates.values()), "samples/s", None, note))
+        return lines or [Finding(what, None, "samples/s")]
+
+    return read
+
+
 def _together(rows: Sequence[Row]) -> list[Finding]:
     rates = {row["students"]: row["images_per_s"] for row in rows}
     goals = {16: 4.0}
@@ -177,6 +193,8 @@ READERS: dict[str, Callable[[Sequence[Row]], list[Finding]]] = {
     "teacher": _teacher,
     "loops": _loops,
     "equality": _equality,
+    "derived": _transformer("a student cut out of a vision transformer"),
+    "texts": _transformer("a student that reads texts"),
     "latency": _latency,
     "energy": _energy,
     "kernels": _kernels,

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = ("throughput", "together", "teacher", "equality", "latency", "loops", "energy", "kernels", "processes")
+BENCHMARKS = (
+    *("throughput", "together", "teacher", "equality", "derived", "texts"),
+    *("latency", "loops", "energy", "kernels", "processes"),
+)
 MACHINE = {"date": "2026-01-01", "device": "cpu"}
 
 
