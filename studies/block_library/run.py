@@ -1,6 +1,6 @@
 """Do summed block losses rank cut students, and is their front found for a quarter of a search? See README.md.
 
-    python studies/block_library/run.py [--part ranks|0|1|2] [--tables]
+    python studies/block_library/run.py [--of digits|cifar10] [--part ranks|0|1|2] [--tables]
 
 Every part is kept as it is done: it resumes.
 """
@@ -27,11 +27,13 @@ from kdnas.record.records import RunRecord
 from kdnas.record.storage import load_run
 from kdnas.study.config import BlocksConfig
 from kdnas.training.numerics import computing
+from kdnas.workshop.afterwards import open_run
 from kdnas.workshop.block_library import open_library
-from kdnas.workshop.opening import cache_dir, data_root, open_run
+from kdnas.workshop.opening import cache_dir, data_root
 from kdnas.workshop.run_files import LIBRARY_FILE
 
 HERE = Path(__file__).resolve().parent
+STUDIES = {"digits": HERE, "cifar10": HERE / "cifar10"}
 RANKED, SEEDS, SEARCHED, MEMBERS = 24, (0, 1, 2), 32, 6
 SETTINGS = ((0, 512), (1, 512), (3, 512), (0, 128))
 """Epochs and samples of the libraries that are compared."""
@@ -41,20 +43,24 @@ def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/block_library"))
+    parser.add_argument("--of", choices=STUDIES, default="digits", help="whose students")
     parser.add_argument("--part", help="run this part alone: ranks, or the fronts of a seed")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is there")
     arguments = parser.parse_args()
-    results = HERE / "results"
+    study, runs = STUDIES[arguments.of], arguments.runs / arguments.of
+    results = study / "results"
     results.mkdir(exist_ok=True)
     if not arguments.tables:
         if arguments.part in (None, "ranks"):
-            _once(results / "ranks.json", lambda: _ranks(arguments.runs))
+            _once(results / "ranks.json", lambda: _ranks(study, runs))
         for seed in SEEDS if arguments.part is None else [seed for seed in SEEDS if arguments.part == str(seed)]:
-            _once(results / f"fronts_seed{seed}.json", lambda seed=seed: _fronts(arguments.runs, seed))
+            _once(results / f"fronts_seed{seed}.json", lambda seed=seed: _fronts(study, runs, seed))
     fronts = {seed: path for seed in SEEDS if (path := results / f"fronts_seed{seed}.json").exists()}
-    ranks = json.loads((results / "ranks.json").read_text(encoding="utf-8"))
     told = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in fronts.items()}
-    atomic.write_text(results / "table.md", "\n".join([*_rank_table(ranks), "", *_front_table(told)]) + "\n")
+    ranks, tables = results / "ranks.json", _front_table(told)
+    if ranks.exists():
+        tables = [*_rank_table(json.loads(ranks.read_text(encoding="utf-8"))), "", *tables]
+    atomic.write_text(results / "table.md", "\n".join(tables) + "\n")
     if told:
         _picture(told, results / "fronts.svg")
 
@@ -64,15 +70,15 @@ def _once(path: Path, answer: Callable[[], Any]) -> None:
         atomic.write_text(path, json.dumps(answer(), indent=1) + "\n")
 
 
-def _search(out: Path, *settings: str) -> RunRecord:
+def _search(study: Path, out: Path, *settings: str) -> RunRecord:
     chosen = [part for setting in settings for part in ("--set", setting)]
-    subprocess.run([sys.executable, "-m", "kdnas", "search", str(HERE), "--out", str(out), *chosen], check=True)
+    subprocess.run([sys.executable, "-m", "kdnas", "search", str(study), "--out", str(out), *chosen], check=True)
     return load_run(out)
 
 
-def _ranks(runs: Path) -> dict[str, Any]:
+def _ranks(study: Path, runs: Path) -> dict[str, Any]:
     """Return by what may rank random students: its value for each, beside their score after a brief distillation."""
-    run = _search(runs / "random", "sampler=random", f"budget.trials={RANKED}")
+    run = _search(study, runs / "random", "sampler=random", f"budget.trials={RANKED}")
     trials = [trial for trial in run.trials if trial.state == "complete"]
     workshop = open_run(run, data_root=data_root(None), cache=cache_dir())
     told: dict[str, list[float]] = {"accuracy": [trial.values["accuracy"] for trial in trials]}
@@ -95,13 +101,13 @@ def _library_seconds(folder: Path) -> float:
     return float(json.loads((folder / LIBRARY_FILE).read_text(encoding="utf-8"))["seconds"])
 
 
-def _fronts(runs: Path, seed: int) -> dict[str, Any]:
+def _fronts(study: Path, runs: Path, seed: int) -> dict[str, Any]:
     """Return the scores and the seconds of a search by hvi and of the library's front, of one seed."""
     told: dict[str, Any] = {}
     for name, sampler, trials in (("search", "hvi", SEARCHED), ("library", "blocks", MEMBERS)):
         folder = runs / f"{name}_seed{seed}"
         members = [f"sampler.members={MEMBERS}"] if sampler == "blocks" else []
-        run = _search(folder, f"seed={seed}", f"sampler={sampler}", f"budget.trials={trials}", *members)
+        run = _search(study, folder, f"seed={seed}", f"sampler={sampler}", f"budget.trials={trials}", *members)
         done = [trial for trial in run.trials if trial.state == "complete"]
         told[name] = {
             "accuracy": [trial.values["accuracy"] for trial in done],

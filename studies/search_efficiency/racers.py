@@ -27,7 +27,7 @@ RACERS = (
     Racer("nsga2", "Optuna NSGA-II", 300, 20, raw=_nsga2),
     Racer("kdnas_nsga2", "kdnas nsga2 (no repeats)", 300, 20, member="nsga2"),
     Racer("kdnas_tpe", "kdnas tpe (no repeats)", 300, 5, member="tpe"),
-    Racer("gp", "Optuna GPSampler", 40, 5, raw=_gp),
+    Racer("gp", "Optuna GPSampler", 40, 5, raw=_gp, asks=120),
     Racer("nehvi", "BoTorch qLogNEHVI", 40, 5, picks=picked_by_nehvi),
     Racer("nni_tpe", "NNI TPE", 200, 5, member="nni", options={"tuner": "TPE"}),
     Racer("nni_evolution", "NNI Evolution", 200, 5, member="nni", options={"tuner": "Evolution"}),

@@ -21,8 +21,6 @@ from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, ChoosesSteps, Ladder, SamplerContext, Step
 
 RUNGS = (Fidelity(12), Fidelity(200))
-_ASKS = 800
-"""Proposals, repeated ones counted, after which a raw sampler's race ends."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Racer:
     """kdnas's sampler, by name; else `raw` makes Optuna's own, driven by plain ask and tell."""
     options: Mapping[str, Any] = field(default_factory=dict)
     raw: Callable[[int], optuna.samplers.BaseSampler] | None = None
+    asks: int = 800
+    """Proposals, repeated ones counted, after which the race of a raw sampler ends."""
     enough: float = 0.985
     """The race ends once it has this hypervolume ratio."""
     rule: Rule | Literal["model"] | None = None
@@ -104,7 +104,7 @@ def _raw_race(table: Table, racer: Racer, seed: int) -> Curve:
     study, domain, track = _study(table), distributions(table.space, {}), _Track(table)
     seen: set[int] = set()
     study.sampler = racer.raw(seed)
-    for _ in range(_ASKS):
+    for _ in range(racer.asks):
         if track.spent >= racer.units or track.ratio >= racer.enough:
             break
         trial = study.ask(fixed_distributions=domain)
