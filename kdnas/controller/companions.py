@@ -20,9 +20,6 @@ _LONGEST_S = 30 * 86_400.0
 @contextlib.contextmanager
 def companions(context: EvaluatorContext, *, count: int, threads: int) -> Iterator[None]:
     """Have `count` processes of so many `threads` compute ahead until the context ends; they open what workers do."""
-    if count < 1:
-        yield
-        return
     options = {"workers": count, "threads": threads, "time_limit_s": _LONGEST_S}
     crew: Executor[Errand, Answer] = EXECUTORS.build("local", ErrandPlan(context), **options)
     try:

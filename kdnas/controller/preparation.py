@@ -44,6 +44,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
+from kdnas.training.teacher_outputs import may_be_kept
 from kdnas.workshop.elsewhere import ErrandPlan
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import known_config, resumed, settled_config
@@ -207,10 +208,10 @@ def _companions(
 ) -> contextlib.AbstractContextManager[None]:
     """Return who computes the teacher's outputs ahead where a supernet is trained here, on the cores of the workers."""
     config, device = context.config, torch.device(context.device)
-    waits = config.shares_weights and lock.supernet is None
-    if not waits or site is not None or device.type != "cpu":
-        return contextlib.nullcontext()
+    trains = config.shares_weights and lock.supernet is None and site is None and device.type == "cpu"
     count = min(config.executor.workers or sys.maxsize, default_workers(device, config.training)) - 1
+    if not trains or count < 1 or not may_be_kept(config.distillation):
+        return contextlib.nullcontext()
     threads = 1 if config.training.threads == "auto" else config.training.threads
     return companions(_workplan(context, evaluator, None).context, count=count, threads=threads)
 

@@ -34,8 +34,12 @@ def folded(network: nn.Module) -> Iterator[None]:
 
 
 def _foldable(layer: ConvNorm) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
-    """Return a layer's convolution and norm, None where they cannot be one: the norm answers by the batch."""
+    """Return a layer's convolution and norm.
+
+    None where they cannot be one, or are not to be: the norm answers by the batch, or somebody listens to a part.
+    """
     convolution, norm = layer[0], layer[1]
-    if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+    if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:  # parametrized ones are of other types
         return None
-    return None if norm.training or norm.running_mean is None else (convolution, norm)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (convolution, norm))
+    return None if hooked or norm.training or norm.running_mean is None else (convolution, norm)

@@ -205,6 +205,8 @@ class TeacherCache:
         self.top_k = top_k
         self.drawn = drawn
         self.on_fill = on_fill
+        self.on_view: Callable[[int], None] = lambda view: None
+        """Called with each view that a training begins with."""
         self._on_damage = on_damage
         self._folder = folder
         self._store = store

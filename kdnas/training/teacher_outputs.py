@@ -184,6 +184,7 @@ class TeacherOutputs:
         if self._cache is None:
             return
         cache, key = self._cache
+        cache.on_view(view)
         self._stopwatch.start()
         kept_as = view if self._plan is None else self._plan.kept_as(view)
         is_sound = cache.forget_damaged(key, kept_as)
@@ -333,12 +334,17 @@ def _tensor(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(rows).view(torch.bfloat16) if rows.dtype == np.uint16 else torch.from_numpy(rows)
 
 
+def may_be_kept(distillation: Distillation) -> bool:
+    """Return whether what the losses of a recipe read of the teacher is small enough to be kept."""
+    return not _TOO_LARGE & needs_of(distillation)
+
+
 def why_live(distillation: Distillation, shapes: OutputShapes, samples: int) -> str | None:
     """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept.
 
     `shapes` are those of its outputs for what it takes at a time, `samples` how many of these a view has.
     """
-    if not _TOO_LARGE & needs_of(distillation):
+    if may_be_kept(distillation):
         return None
     terms = [term for term in distillation.losses if term.weight > 0]
     readers = [term.type for term in terms if _TOO_LARGE & LOSSES.get(term.type).needs]

@@ -6,7 +6,9 @@ is being trained, `checkpoint.safetensors`, which whoever shares no disk has fro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdnas.atomic import write_text
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Quantity
@@ -44,6 +47,11 @@ from kdnas.workshop.run_files import CHECKPOINT_FILE, SUPERNET_FOLDER, RunFiles
 
 WEIGHTS_FILE = "weights.safetensors"
 _CHECKPOINT = f"{SUPERNET_FOLDER}/{CHECKPOINT_FILE}"
+_VIEW = ".supernet_view"
+"""Holds the view that the training is at, while it goes on."""
+_AHEAD = 3
+"""Views that are computed before the training comes to them, at most: it may end before."""
+_GLANCE_S = 0.2
 _SHARING = 0.05
 """The share of a training's time in which its checkpoint goes to the store, at most."""
 _FACTS = "supernet"
@@ -104,7 +112,10 @@ class RunSupernet:
         )
 
     def answer_ahead(self, teacher_cache: TeacherCache) -> None:
-        """Have the teacher's outputs that the training asks for computed, view by view, where they are not there."""
+        """Have the teacher's outputs on the views that come next computed, where they are not there.
+
+        Keeps some views ahead of the training, which another process does, and ends with the last one or never.
+        """
         workshop = self._workshop
         recipe = settled_recipe(self._recipe, workshop.device)
         with ExitStack() as stack:
@@ -119,10 +130,19 @@ class RunSupernet:
                 view_seed=self._view_seed,
                 teacher_cache=teacher_cache,
             )
-            for view in range(self._settings.views or self._settings.epochs):
-                if outputs is not None:
-                    outputs.begin(view)
-                    outputs.end()
+            if outputs is None:
+                return
+            for view in itertools.count() if self._settings.views is None else range(self._settings.views):
+                while view > self._furthest_view() + _AHEAD:
+                    time.sleep(_GLANCE_S)
+                outputs.begin(view)
+                outputs.end()
+
+    def _furthest_view(self) -> int:
+        """Return which view the training has come to, as far as it has told."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self._folder / _VIEW).read_text(encoding="utf-8"))
+        return 0
 
     def _train(self, teacher_cache: TeacherCache, notify: Callable[[str], None]) -> None:
         """Train the supernet with the teacher, whose outputs the trials share, and write its folder: weights last."""
@@ -145,6 +165,8 @@ class RunSupernet:
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
             + ("" if config.training.ema is None else "; training.ema is for students, not for it")
         )
+        told = folder.with_name(_VIEW)
+        teacher_cache.on_view = lambda view: write_text(told, f"{view}\n")
         try:
             trained = train_supernet(
                 supernet,
@@ -166,6 +188,9 @@ class RunSupernet:
         except TrialError as error:
             what = f"the training of the supernet failed: {error}; a lower training.learning_rate may help"
             raise RunError(what) from error
+        finally:
+            teacher_cache.on_view = lambda view: None
+            told.unlink(missing_ok=True)
         write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
         made = SupernetRecord("", settings.epochs, self._fraction, trained.train_seconds, inherited)
         save_supernet(trained.supernet, self._folder, made)

@@ -37,6 +37,7 @@ _Y_TICKS = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 def write_figure(folder: Path, tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> None:
     """Write race.svg into `folder`."""
     drawn = [racer for racer in racers if racer.name in COLOURS and any(curves[t.name, racer.name] for t in tables)]
+    tables = [table for table in tables if not table.racers]  # on variants nobody races against another
     parts = [*_legend(drawn)]
     for place, table in enumerate(tables):
         x, y = place % 2 * _WIDTH, _HEAD + place // 2 * _HEIGHT

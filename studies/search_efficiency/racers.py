@@ -20,7 +20,7 @@ def _gp(seed: int) -> optuna.samplers.BaseSampler:
 
 
 RACERS = (
-    Racer("hvi", "kdnas hvi", 60, 20, member="hvi"),
+    Racer("hvi", "kdnas hvi", 120, 20, member="hvi"),
     Racer("hvi_rungs", "kdnas hvi, two fidelities", 20, 20, member="hvi", rule="rank"),
     Racer("random", "random", 300, 20, member="random"),
     Racer("tpe", "Optuna TPE", 300, 20, raw=_tpe),

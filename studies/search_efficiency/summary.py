@@ -138,4 +138,4 @@ def _times(units: float, racer: Racer, ours: float | None) -> str:
 
 
 def _shown(units: float) -> str:
-    return "not reached" if math.isinf(units) else f"{units:g}"
+    return "not reached" if math.isinf(units) else f"{units:.3g}"

@@ -50,6 +50,24 @@ def test_they_fill_every_view_that_is_asked_for(tmp_path, own_cache):
     assert filled(own_cache) == [samples] * 2
 
 
+def test_they_stay_some_views_ahead_of_the_training(tmp_path, own_cache):
+    study = sharing.load(sharing.write(tmp_path), VIEWS[1])
+    evaluator = sharing.opened(study, tmp_path / "run")
+
+    def views(count: int) -> int:
+        until = time.monotonic() + 60
+        while len(filled(own_cache)) < count and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0)  # were there more, they would come now
+        return len(filled(own_cache))
+
+    with companions(Workplan(evaluator.context).context, count=1, threads=1):
+        assert views(4) == 4
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / ".supernet_view").write_text("2\n")
+        assert views(6) == 6
+
+
 def test_a_supernet_is_the_same_with_them_and_without(tmp_path, own_cache):
     weights = []
     folder = sharing.write(tmp_path)
@@ -57,6 +75,7 @@ def test_a_supernet_is_the_same_with_them_and_without(tmp_path, own_cache):
         study = sharing.load(folder, *VIEWS, f"executor.workers={workers}")
         sharing.prepared(study, tmp_path / f"run{workers}")
         weights.append(load_file(tmp_path / f"run{workers}" / "supernet" / "weights.safetensors"))
+        assert not (tmp_path / f"run{workers}" / ".supernet_view").exists()
         for path in own_cache.rglob("view*"):
             path.unlink()
     one, two = weights
@@ -84,4 +103,4 @@ def test_there_are_as_many_as_cores_are_idle_and_only_while_a_supernet_trains(tm
         study = sharing.load(folder, f"executor={executor}")
         for _ in range(2):  # the second time it is trained
             sharing.prepared(study, tmp_path / f"run{number}")
-    assert asked == [(3, 1), (1, 1), (3, 1), (1, 2), (0, 1)]
+    assert asked == [(3, 1), (1, 1), (3, 1), (1, 2)]

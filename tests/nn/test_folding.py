@@ -94,5 +94,18 @@ def test_norms_that_train_or_keep_no_statistics_stay():
         assert isinstance(without[1], nn.BatchNorm2d)
 
 
+def test_parts_that_are_parametrized_or_listened_to_stay():
+    layers, heard = [ConvNorm(3, 4, 3) for _ in range(3)], []
+    torch.nn.utils.parametrizations.weight_norm(layers[0][0])
+    layers[1][1].register_forward_hook(lambda *call: heard.append(call[0]))
+    layers[2][0].register_forward_pre_hook(lambda *call: heard.append(call[0]))
+    network = nn.ModuleList(layers).eval()
+    with folded(network), torch.inference_mode():
+        assert all(isinstance(layer[1], nn.BatchNorm2d) for layer in layers)
+        for layer in layers:
+            layer(torch.zeros(1, 3, 4, 4))
+    assert heard == [layers[1][1], layers[2][0]]
+
+
 def _layers(network):
     return [part for part in network.modules() if isinstance(part, ConvNorm)]
