@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from kdnas.executors import EXECUTORS, Executor
-from kdnas.workshop.elsewhere import Answer, Errand, ErrandPlan, answer_ahead
+from kdnas.workshop.elsewhere import Answer, Errand, ErrandPlan, fill_ahead
 from kdnas.workshop.evaluators import EvaluatorContext
 
 _LONGEST_S = 30 * 86_400.0
@@ -24,7 +24,7 @@ def companions(context: EvaluatorContext, *, count: int, threads: int) -> Iterat
     crew: Executor[Errand, Answer] = EXECUTORS.build("local", ErrandPlan(context), **options)
     try:
         for number in range(count):
-            crew.submit(f"companion {number}", Errand("computing the teacher's outputs ahead", answer_ahead))
+            crew.submit(f"companion {number}", Errand("computing the teacher's outputs ahead", fill_ahead))
         yield
     finally:
         crew.close()

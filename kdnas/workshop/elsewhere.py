@@ -281,10 +281,10 @@ class DistilElsewhere(Evaluator):
         return self.done("a training", operator.methodcaller("__call__", job))
 
 
-def answer_ahead(evaluator: Distil) -> None:
+def fill_ahead(evaluator: Distil) -> None:
     """Compute the teacher's outputs that the training of the run's supernet will ask for, for whoever trains it."""
     evaluator.notify = silent  # nobody listens
-    evaluator.run_supernet.answer_ahead(evaluator.teacher_cache)
+    evaluator.run_supernet.fill_ahead(evaluator.teacher_cache)
 
 
 def _kept(evaluator: Distil) -> tuple[str, ...]:

@@ -111,8 +111,8 @@ class RunSupernet:
             self._folder, self._settings, workshop.space, workshop, self._samples(), fingerprint=fingerprint
         )
 
-    def answer_ahead(self, teacher_cache: TeacherCache) -> None:
-        """Have the teacher's outputs on the views that come next computed, where they are not there.
+    def fill_ahead(self, teacher_cache: TeacherCache) -> None:
+        """Compute the teacher's outputs on the views that come next, where the cache lacks them.
 
         Keeps some views ahead of the training, which another process does, and ends with the last one or never.
         """
@@ -166,6 +166,7 @@ class RunSupernet:
             + ("" if config.training.ema is None else "; training.ema is for students, not for it")
         )
         told = folder.with_name(_VIEW)
+        told.unlink(missing_ok=True)  # of a training that was killed
         teacher_cache.on_view = lambda view: write_text(told, f"{view}\n")
         try:
             trained = train_supernet(
