@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from kdnas.controller.site import LONGEST_S
 from kdnas.executors import EXECUTORS, Executor
 from kdnas.workshop.elsewhere import Answer, Errand, ErrandPlan, fill_ahead
 from kdnas.workshop.evaluators import EvaluatorContext
-
-_LONGEST_S = 30 * 86_400.0
 
 
 @contextlib.contextmanager
 def companions(context: EvaluatorContext, *, count: int, threads: int) -> Iterator[None]:
     """Have `count` processes of so many `threads` compute ahead until the context ends; they open what workers do."""
-    options = {"workers": count, "threads": threads, "time_limit_s": _LONGEST_S}
+    options = {"workers": count, "threads": threads, "time_limit_s": LONGEST_S}
     crew: Executor[Errand, Answer] = EXECUTORS.build("local", ErrandPlan(context), **options)
     try:
         for number in range(count):

@@ -18,8 +18,8 @@ from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.workshop.elsewhere import Answer, DistilElsewhere, Errand, ErrandPlan
 
 T = TypeVar("T")
-_LONGEST_S = 30 * 86_400.0
-"""A supernet's training is one errand."""
+LONGEST_S = 30 * 86_400.0
+"""Of an errand: a supernet's training is one."""
 
 
 class Site:
@@ -63,7 +63,7 @@ class Site:
 
     def _started(self) -> Executor[Errand, Answer]:
         assert self._plan is not None
-        options = {**self.options, "workers": 1, "time_limit_s": _LONGEST_S}
+        options = {**self.options, "workers": 1, "time_limit_s": LONGEST_S}
         worker: Executor[Errand, Answer] = EXECUTORS.build(self.executor, self._plan, **options)
         return worker
 

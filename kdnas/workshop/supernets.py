@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdnas.atomic import write_text
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Quantity
@@ -138,6 +137,14 @@ class RunSupernet:
                 outputs.begin(view)
                 outputs.end()
 
+    def _tell_view(self, view: int | None) -> None:
+        """Tell companions which view the training is at, None: that it is at none. A full disk ends no training."""
+        with contextlib.suppress(OSError):
+            if view is None:
+                (self._folder / _VIEW).unlink(missing_ok=True)
+            else:
+                (self._folder / _VIEW).write_text(f"{view}\n", encoding="utf-8")
+
     def _furthest_view(self) -> int:
         """Return which view the training has come to, as far as it has told."""
         with contextlib.suppress(OSError, ValueError):
@@ -165,9 +172,8 @@ class RunSupernet:
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
             + ("" if config.training.ema is None else "; training.ema is for students, not for it")
         )
-        told = folder.with_name(_VIEW)
-        told.unlink(missing_ok=True)  # of a training that was killed
-        teacher_cache.on_view = lambda view: write_text(told, f"{view}\n")
+        self._tell_view(None)  # that of a training that was killed
+        teacher_cache.on_view = self._tell_view
         try:
             trained = train_supernet(
                 supernet,
@@ -191,7 +197,7 @@ class RunSupernet:
             raise RunError(what) from error
         finally:
             teacher_cache.on_view = lambda view: None
-            told.unlink(missing_ok=True)
+            self._tell_view(None)
         write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
         made = SupernetRecord("", settings.epochs, self._fraction, trained.train_seconds, inherited)
         save_supernet(trained.supernet, self._folder, made)
