@@ -179,7 +179,7 @@ def _picture(told: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     """Write the scored students of both, a panel a seed."""
     wide, high, left = 300, 240, 50
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide * len(told) + 20}" height="{high + 70}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(wide * len(told) + 20, 640)}" height="{high + 70}" '
         'font-family="sans-serif" font-size="11">'
     ]
     every = [macs for both in told.values() for one in both.values() for macs in one["macs"]]
